@@ -1,0 +1,78 @@
+"""Telling failures apart: out of memory, a failed compilation, anything else."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from academic_pretraining.benchmarking.probes import Outcome
+
+_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_REQUESTED = re.compile(r"Tried to allocate ([\d.]+) (\w+)")
+_FREE = re.compile(r"of which ([\d.]+) (\w+) is free")
+# What cuBLAS, NCCL and the driver say when an allocation of their own fails.
+_OTHER_ALLOCATIONS = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a probe could not be finished on one rank.
+
+    Attributes:
+        outcome: the kind.
+        cause: the exception in one line.
+        requested_bytes: of the allocation that failed.
+        free_bytes: device memory that was free then.
+    """
+
+    outcome: Outcome
+    cause: str
+    requested_bytes: int | None = None
+    free_bytes: int | None = None
+
+
+def classify(error: BaseException) -> Failure:
+    """Find the kind of an exception, looking through what it was raised from."""
+    for link in _chain(error):
+        text = str(link)
+        if isinstance(link, torch.OutOfMemoryError) or any(
+            allocation in text for allocation in _OTHER_ALLOCATIONS
+        ):
+            return Failure(
+                outcome=Outcome.OUT_OF_MEMORY,
+                cause=_one_line(link),
+                requested_bytes=_bytes(_REQUESTED, text),
+                free_bytes=_bytes(_FREE, text),
+            )
+    # Their exceptions have no public base class; the packages that raise them are what is stable.
+    compilers = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
+    for link in _chain(error):
+        if type(link).__module__.startswith(compilers):
+            return Failure(outcome=Outcome.COMPILE_FAILED, cause=_one_line(link))
+    return Failure(outcome=Outcome.CRASHED, cause=_one_line(error))
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        links.append(link)
+        link = link.__cause__ or link.__context__
+    return links
+
+
+def _bytes(pattern: re.Pattern[str], text: str) -> int | None:
+    found = pattern.search(text)
+    if not found or found[2] not in _UNITS:
+        return None
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def _one_line(error: BaseException) -> str:
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:300]}" if message else type(error).__name__

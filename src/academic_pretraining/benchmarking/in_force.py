@@ -1,0 +1,82 @@
+"""Whether the Trainer really does what its arguments say, read off the wrapped model."""
+
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+from torch.distributed.fsdp import FSDPModule
+from transformers import Trainer
+
+from academic_pretraining.config import TrainingConfig
+from academic_pretraining.errors import MeasurementError
+from academic_pretraining.methods import Backend
+
+
+def check_in_force(trainer: Trainer, config: TrainingConfig, *, compiled: bool) -> None:
+    """Compare a trained Trainer with its configuration.
+
+    Transformers and accelerate drop some settings without a word, as FSDP with `use_cpu`; a
+    figure for one setting must never be stored under the name of another.
+
+    Raises:
+        MeasurementError: naming each setting that is not in force.
+    """
+    method = config.method
+    wrapped: nn.Module = trainer.model_wrapped
+    found = _read(wrapped)
+    wanted = {
+        "sharding backend": str(method.sharding.backend),
+        "ZeRO stage": method.sharding.stage if method.sharding.backend is Backend.DEEPSPEED else 0,
+        "reshard after forward": method.sharding.backend is Backend.FSDP
+        and method.sharding.stage == 3,
+        "offloading": method.offloading,
+        "checkpointing": method.activation_checkpointing,
+        "compile": compiled,
+    }
+    if config.hardware.world_size > 1 and method.sharding.backend is None:
+        wanted["data parallel"] = True
+    wrong = [
+        f"{name} is {found[name]} instead of {value}"
+        for name, value in wanted.items()
+        if found[name] != value
+    ]
+    if wrong:
+        raise MeasurementError(f"{config.label}: not in force: {'; '.join(wrong)}")
+
+
+def _read(wrapped: nn.Module) -> dict[str, object]:
+    inner = getattr(wrapped, "_orig_mod", wrapped)
+    found: dict[str, object] = {
+        "sharding backend": "None",
+        "ZeRO stage": 0,
+        "reshard after forward": False,
+        "offloading": False,
+        "compile": isinstance(wrapped, torch._dynamo.OptimizedModule),
+        "data parallel": isinstance(inner, nn.parallel.DistributedDataParallel),
+        "checkpointing": any(
+            isinstance(module, CheckpointWrapper) or getattr(module, "gradient_checkpointing", False)
+            for module in inner.modules()
+        ),
+    }
+    if isinstance(inner, FSDPModule):
+        layers = [m for m in inner.modules() if isinstance(m, FSDPModule) and m is not inner]
+        found |= {
+            "sharding backend": Backend.FSDP.value,
+            # The layers decide; embedding, head and root are never resharded after forward.
+            "reshard after forward": any(_reshards(layer) for layer in layers),
+            "offloading": all(p.device.type == "cpu" for p in inner.parameters())
+            and torch.cuda.is_available(),
+        }
+    elif hasattr(inner, "zero_optimization_stage"):
+        found |= {
+            "sharding backend": Backend.DEEPSPEED.value,
+            "ZeRO stage": inner.zero_optimization_stage(),  # pyright: ignore
+            "offloading": inner.zero_cpu_offload(),  # pyright: ignore
+            "compile": bool(inner.is_compiled),
+        }
+    return found
+
+
+def _reshards(layer: FSDPModule) -> bool:
+    # FSDP2 has a setter but no public getter; tests/benchmarking/test_in_force.py holds this down.
+    group = layer._get_fsdp_state()._fsdp_param_group
+    return group is not None and group.post_forward_mesh_info is not None

@@ -1,0 +1,153 @@
+"""One probe on one rank: a real Trainer run on synthetic data."""
+
+import gc
+import resource
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import Trainer, TrainingArguments
+
+from academic_pretraining.benchmarking.build import attention_for, build_model, synthetic_dataset
+from academic_pretraining.benchmarking.cpu import allow_fsdp_on_cpu
+from academic_pretraining.benchmarking.in_force import check_in_force
+from academic_pretraining.benchmarking.probes import (
+    Outcome,
+    Probe,
+    ProbeResult,
+    Purpose,
+    StepSample,
+)
+from academic_pretraining.benchmarking.timing import StepTimer
+from academic_pretraining.config import TrainingConfig
+from academic_pretraining.training_arguments import training_arguments_fields
+
+
+def run_probe(config: TrainingConfig, probe: Probe, *, output_dir: str) -> ProbeResult:
+    """Train for a few steps and agree on the outcome with the other ranks.
+
+    Returns:
+        the slowest rank's steps and the largest peak, equal on all ranks.
+
+    Raises:
+        whatever the training raises, for the caller to classify.
+    """
+    began = time.perf_counter()
+    cuda = not config.hardware.gpu.is_cpu
+    torch.compiler.reset()
+    _clean_up(cuda)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    trainer, timer = _build(config, probe, output_dir=output_dir, cuda=cuda)
+    built = time.perf_counter()
+    graphs_before = _compiled_graphs()
+    trainer.train()
+    samples = timer.samples()
+    check_in_force(trainer, config, compiled=probe.compile)
+    mine = {
+        "samples": samples,
+        "peak_bytes": _peak_bytes(cuda),
+        "reserved_bytes": torch.cuda.max_memory_reserved() if cuda else 0,
+        "graphs": _compiled_graphs() - graphs_before,
+        "warm_up_seconds": timer.warm_up_seconds,
+    }
+    del trainer, timer
+    _clean_up(cuda)
+    mine["leftover_bytes"] = torch.cuda.memory_allocated() if cuda else 0
+    mine["device_bytes"] = device_bytes(cuda)
+    everyone = _gather(mine)
+    return ProbeResult(
+        probe=probe,
+        outcome=Outcome.OK,
+        samples=_slowest([rank["samples"] for rank in everyone]),
+        build_seconds=built - began,
+        seconds=time.perf_counter() - began,
+        **{
+            name: max(rank[name] for rank in everyone)
+            for name in (
+                "peak_bytes",
+                "reserved_bytes",
+                "leftover_bytes",
+                "device_bytes",
+                "warm_up_seconds",
+            )
+        },
+        graphs=min(rank["graphs"] for rank in everyone),
+    )
+
+
+def _build(
+    config: TrainingConfig, probe: Probe, *, output_dir: str, cuda: bool
+) -> tuple[Trainer, StepTimer]:
+    plan = config.plan_at(probe.micro_batch_size)
+    fields = training_arguments_fields(config, plan, torch_compile=probe.compile)
+    # Only what makes the run short and silent departs from what is exported.
+    fields |= {
+        "output_dir": output_dir,
+        "gradient_accumulation_steps": probe.high,
+        "max_steps": probe.optimizer_steps,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    arguments = TrainingArguments(**fields)
+    allow_fsdp_on_cpu(arguments)
+    # After the arguments: under ZeRO-3 they make the model come up in shards.
+    model = build_model(
+        config.recipe,
+        attention=attention_for(config.recipe, free_lunch=config.method.free_lunch),
+        seed=arguments.seed,
+    )
+    examples = probe.micro_batches_per_epoch * probe.micro_batch_size * plan.world_size
+    timer = StepTimer(cuda=cuda)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=synthetic_dataset(config.recipe, examples),
+        callbacks=[timer],
+    )
+    if probe.purpose is Purpose.MEMORY and len(trainer.get_train_dataloader()) == 0:
+        raise ValueError("the synthetic dataset is empty")
+    return trainer, timer
+
+
+def device_bytes(cuda: bool) -> int:
+    """Memory of this rank's device, in bytes; of the host for a CPU."""
+    if cuda:
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
+def _peak_bytes(cuda: bool) -> int:
+    if cuda:
+        return torch.cuda.max_memory_allocated()
+    # Linux counts it in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _clean_up(cuda: bool) -> None:
+    gc.collect()
+    if cuda:
+        torch.cuda.empty_cache()
+
+
+def _compiled_graphs() -> int:
+    # There is no public count of compiled graphs; tests/benchmarking/test_probe.py holds this down.
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def _gather(mine: dict[str, Any]) -> list[dict[str, Any]]:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [mine]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def _slowest(ranks: list[list[StepSample]]) -> tuple[StepSample, ...]:
+    """Take each step as its slowest rank had it."""
+    return tuple(
+        max(step, key=lambda sample: sample.seconds) for step in zip(*ranks, strict=True)
+    )

@@ -1,0 +1,120 @@
+"""Timing the unmodified Trainer from a callback."""
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainerCallback
+
+from academic_pretraining.benchmarking.probes import StepSample
+
+Mark = torch.cuda.Event | float
+
+
+@dataclass(kw_only=True)
+class _Step:
+    start: Mark
+    fetched: Mark | None = None
+    gradients: Mark | None = None
+    end: Mark | None = None
+    accumulation: int = 0
+    skipped: bool = False
+    number: int = 0
+
+
+@dataclass
+class StepTimer(TrainerCallback):
+    """Times every optimizer step of a Trainer; changes nothing that it does.
+
+    A step lasts from the end of the one before to its own end, so that fetching data, gradient
+    synchronisation, clipping, optimizer, scheduler and logging are all inside. The first step of
+    an epoch is left out, because it also pays for the epoch's data loader.
+
+    On a GPU the marks are CUDA events, which are read only after the training: nothing waits.
+
+    Attributes:
+        cuda: whether to mark time on the GPU or, for a CPU, by the wall clock.
+        warm_up_steps: optimizer steps to leave out at the beginning.
+        warm_up_seconds: wall seconds until the end of the first step.
+    """
+
+    cuda: bool
+    warm_up_steps: int = 2
+    warm_up_seconds: float = 0.0
+    _steps: list[_Step] = field(default_factory=list)
+    _current: _Step | None = None
+    _began: float = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Forget an earlier training."""
+        self._steps, self._current, self._began = [], None, time.perf_counter()
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        """Leave out the step that starts a data loader."""
+        self._current = None
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        """Mark that the step's micro-batches have been fetched."""
+        if self._current:
+            self._current.fetched = self._mark()
+
+    def on_substep_end(self, args, state, control, **kwargs) -> None:
+        """Count a micro-batch that is not the step's last."""
+        if self._current:
+            self._current.accumulation += 1
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        """Mark that the gradients are complete and clipped."""
+        if self._current:
+            self._current.gradients = self._mark()
+
+    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
+        """Note an fp16 overflow, in which the optimizer does nothing."""
+        if self._current and (optimizer := kwargs.get("optimizer")) is not None:
+            self._current.skipped = bool(getattr(optimizer, "step_was_skipped", False))
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Close this step and open the next one."""
+        now = self._mark()
+        if state.global_step == 1:
+            if self.cuda:
+                torch.cuda.synchronize()
+            self.warm_up_seconds = time.perf_counter() - self._began
+        if self._current:
+            self._current.accumulation += 1
+            self._current.end = now
+            self._current.number = state.global_step
+            self._steps.append(self._current)
+        self._current = _Step(start=now)
+
+    def samples(self) -> list[StepSample]:
+        """Read the marks; waits for the GPU."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        return [
+            StepSample(
+                accumulation=step.accumulation,
+                seconds=_between(step.start, step.end),
+                data_seconds=_between(step.start, step.fetched),
+                optimizer_seconds=_between(step.gradients, step.end),
+                skipped=step.skipped,
+            )
+            for step in self._steps
+            if step.number > self.warm_up_steps
+        ]
+
+    def _mark(self) -> Mark:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _between(start: Mark | None, end: Mark | None) -> float:
+    """Seconds from one mark to another; 0 where either is missing."""
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        return start.elapsed_time(end) / 1000
+    if isinstance(start, float) and isinstance(end, float):
+        return end - start
+    return 0.0

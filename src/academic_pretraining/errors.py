@@ -1,0 +1,47 @@
+"""Every exception that a user can meet.
+
+Each message says what was given, which rule it breaks and what to do. All of them survive
+pickling, because they cross process boundaries.
+"""
+
+
+class AcademicPretrainingError(Exception):
+    """Base of all errors that are the user's to mend; a script answers with exit status 2."""
+
+
+class UnknownNameError(AcademicPretrainingError):
+    """A GPU type, model or method that no table holds."""
+
+
+class InvalidConfigError(AcademicPretrainingError):
+    """A configuration that breaks at least one validity rule.
+
+    Attributes:
+        reasons: one sentence per broken rule.
+    """
+
+    def __init__(self, *reasons: str) -> None:
+        super().__init__(*reasons)
+        self.reasons = reasons
+
+    def __str__(self) -> str:
+        return "; ".join(self.reasons)
+
+
+class HardwareMismatchError(AcademicPretrainingError):
+    """The declared hardware is not what the machine has."""
+
+
+class NoResultsError(AcademicPretrainingError):
+    """A question about results that nobody has measured yet."""
+
+
+class InvalidFileError(AcademicPretrainingError):
+    """A file that the user named and that cannot be read as what it should be."""
+
+
+class MeasurementError(AcademicPretrainingError):
+    """A probe failed for a reason other than memory (crash, hang, exception in a worker).
+
+    Never cached as a result; the message names the original cause and the log of its rank.
+    """

@@ -1,0 +1,25 @@
+"""FSDP2 sharding as the Trainer's `fsdp_config`."""
+
+from typing import Any
+
+from academic_pretraining.methods import Backend, Method
+from academic_pretraining.models.recipe import ModelRecipe
+
+
+def fsdp_config(method: Method, recipe: ModelRecipe) -> dict[str, Any] | None:
+    """Build the `fsdp_config` field of TrainingArguments; `None` where the method is not FSDP.
+
+    Checkpointing stands here and not in `gradient_checkpointing`, which would gather a layer's
+    parameters once more for its recomputation.
+    """
+    if method.sharding.backend is not Backend.FSDP:
+        return None
+    return {
+        "version": 2,
+        "reshard_after_forward": method.sharding.stage == 3,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": [recipe.layer_class],
+        "activation_checkpointing": method.activation_checkpointing,
+        "cpu_offload": method.offloading,
+        "state_dict_type": "SHARDED_STATE_DICT",
+    }

@@ -1,0 +1,104 @@
+"""The shape of a recipe: a model's architecture and how its authors trained it."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+
+class Precision(enum.StrEnum):
+    """Arithmetic of the forward and backward pass."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+class Task(enum.StrEnum):
+    """What the model is trained to do; decides the shape of an example."""
+
+    CAUSAL_LM = "causal_lm"
+    MASKED_LM = "masked_lm"
+    IMAGE_CLASSIFICATION = "image_classification"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecipe:
+    """One model as published: architecture, batch, optimizer and schedule.
+
+    Attributes:
+        name: what the command line calls it.
+        config_class: class of `transformers` that holds the architecture.
+        model_class: class of `transformers` that is trained.
+        architecture: keyword arguments of `config_class`, complete, so that nothing is downloaded.
+        task: kind of training example.
+        sequence_length: tokens in one example; `None` for images.
+        image_size: pixels along each side of a square RGB image; `None` for text.
+        num_classes: vocabulary size for text, number of labels for images.
+        parameter_count: published number of trainable parameters, tied weights counted once.
+        global_batch_size: examples that contribute to one optimizer step, over all GPUs.
+        max_steps: optimizer steps of the whole training.
+        precision: the published arithmetic.
+        learning_rate: peak of the schedule.
+        adam_beta1, adam_beta2, adam_epsilon, weight_decay: of AdamW.
+        lr_scheduler_type: a `transformers.SchedulerType` value.
+        lr_scheduler_kwargs: its arguments.
+        warmup_steps: optimizer steps of linear warm-up.
+        max_grad_norm: clipping threshold; 0 means that gradients are not clipped.
+        attention_kernel: `attn_implementation` under free-lunch; `None` where there is no choice.
+        supports_compile: whether `torch.compile` is part of free-lunch for this model.
+        supports_activation_checkpointing: whether its layers can be recomputed.
+        layer_class: module class that FSDP shards as one unit.
+        source: where the training recipe was published.
+        parameter_count_source: where the parameter count was published.
+        note: what a user should know, in one sentence; empty for most.
+    """
+
+    name: str
+    config_class: str
+    model_class: str
+    architecture: Mapping[str, Any]
+    task: Task
+    sequence_length: int | None = None
+    image_size: int | None = None
+    num_classes: int
+    parameter_count: int
+    global_batch_size: int
+    max_steps: int
+    precision: Precision
+    learning_rate: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float = 1e-8
+    weight_decay: float
+    lr_scheduler_type: str
+    lr_scheduler_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    warmup_steps: int
+    max_grad_norm: float
+    attention_kernel: str | None = None
+    supports_compile: bool = True
+    supports_activation_checkpointing: bool = True
+    layer_class: str
+    source: str
+    parameter_count_source: str
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("architecture", "lr_scheduler_kwargs"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    @property
+    def tokens_per_example(self) -> int | None:
+        """Tokens in one example, `None` for images."""
+        return self.sequence_length
+
+    @property
+    def unit(self) -> str:
+        """What throughput counts: `tokens` or `images`."""
+        return "tokens" if self.sequence_length is not None else "images"
+
+    @property
+    def units_per_example(self) -> int:
+        """How many `unit`s one example holds."""
+        return self.sequence_length or 1
