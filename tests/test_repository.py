@@ -11,6 +11,7 @@ import yaml
 from validate_pyproject.api import Validator
 from validate_pyproject.error_reporting import ValidationError
 from validate_pyproject.plugins import PluginWrapper
+from validate_pyproject.types import Schema
 from validate_pyproject_schema_store.schema import get_schema
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +56,8 @@ def ci_job() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def validate_pixi() -> Any:
-    validator = Validator(plugins=[PluginWrapper("pixi", get_schema)])
+    plugin = PluginWrapper("pixi", lambda tool: Schema(get_schema(tool)))
+    validator = Validator(plugins=[plugin])
     return lambda manifest: validator({"tool": {"pixi": manifest}})
 
 

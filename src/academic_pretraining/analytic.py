@@ -33,7 +33,5 @@ def lower_bound_days(config: TrainingConfig, *, model_flops_per_example: float) 
     peak = peak_flops(config)
     if peak is None:
         return None
-    flops = (
-        model_flops_per_example * config.recipe.global_batch_size * config.recipe.max_steps
-    )
+    flops = model_flops_per_example * config.recipe.global_batch_size * config.recipe.max_steps
     return flops / (peak * config.hardware.world_size) / SECONDS_PER_DAY

@@ -1,12 +1,13 @@
 """One training to measure: hardware, model and method; and how its batch is divided."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from academic_pretraining.errors import InvalidConfigError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, MethodSpace, Sharding, method_space
-from academic_pretraining.models.recipe import ModelRecipe, Precision
+from academic_pretraining.models.recipe import ModelRecipe, Precision, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +155,7 @@ def why_invalid(
     if method.offloading and gpu.is_cpu:
         reasons.append("offloading on a cpu has nowhere to go: leave it out")
     if method.activation_checkpointing and not recipe.supports_activation_checkpointing:
-        reasons.append(
-            f"{recipe.name} does not support activation checkpointing: leave it out"
-        )
+        reasons.append(f"{recipe.name} does not support activation checkpointing: leave it out")
     if recipe.precision is Precision.BF16 and not gpu.supports_bf16 and not gpu.is_cpu:
         reasons.append(
             f"{recipe.name} trains in bf16, which {gpu.name} lacks: use an Ampere GPU or newer"
@@ -179,6 +178,36 @@ def grid(
     """Yield every method of a space with the reasons against it (none: it is run)."""
     for method in method_space(space):
         yield method, why_invalid(hardware, recipe, method, batch_tolerance=batch_tolerance)
+
+
+def config_to_dict(config: TrainingConfig) -> dict[str, Any]:
+    """Write a configuration, recipe included, as JSON types."""
+    recipe = {f.name: getattr(config.recipe, f.name) for f in fields(ModelRecipe)}
+    recipe |= {name: dict(recipe[name]) for name in ("architecture", "lr_scheduler_kwargs")}
+    return {
+        "hardware": asdict(config.hardware),
+        "recipe": recipe,
+        "method": asdict(config.method),
+        "batch_tolerance": config.batch_tolerance,
+    }
+
+
+def config_from_dict(data: dict[str, Any]) -> TrainingConfig:
+    """Read what `config_to_dict` wrote."""
+    recipe = dict(data["recipe"])
+    method = dict(data["method"])
+    return TrainingConfig(
+        hardware=Hardware(**data["hardware"]),
+        recipe=ModelRecipe(
+            **{
+                **recipe,
+                "task": Task(recipe["task"]),
+                "precision": Precision(recipe["precision"]),
+            }
+        ),
+        method=Method(**{**method, "sharding": Sharding(method["sharding"])}),
+        batch_tolerance=data["batch_tolerance"],
+    )
 
 
 def _plans(global_batch_size: int, world_size: int, tolerance: float) -> Iterator[BatchPlan]:

@@ -53,7 +53,8 @@ def _read(wrapped: nn.Module) -> dict[str, object]:
         "compile": isinstance(wrapped, torch._dynamo.OptimizedModule),
         "data parallel": isinstance(inner, nn.parallel.DistributedDataParallel),
         "checkpointing": any(
-            isinstance(module, CheckpointWrapper) or getattr(module, "gradient_checkpointing", False)
+            isinstance(module, CheckpointWrapper)
+            or getattr(module, "gradient_checkpointing", False)
             for module in inner.modules()
         ),
     }

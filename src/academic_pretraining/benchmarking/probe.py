@@ -148,6 +148,4 @@ def _gather(mine: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _slowest(ranks: list[list[StepSample]]) -> tuple[StepSample, ...]:
     """Take each step as its slowest rank had it."""
-    return tuple(
-        max(step, key=lambda sample: sample.seconds) for step in zip(*ranks, strict=True)
-    )
+    return tuple(max(step, key=lambda sample: sample.seconds) for step in zip(*ranks, strict=True))

@@ -83,9 +83,7 @@ def _plans(config: TrainingConfig, effort: Effort) -> dict[int, BatchPlan]:
     return plans
 
 
-def _ramp(
-    plans: dict[int, BatchPlan], effort: Effort, history: Sequence[ProbeResult]
-) -> list[int]:
+def _ramp(plans: dict[int, BatchPlan], effort: Effort, history: Sequence[ProbeResult]) -> list[int]:
     """List the micro-batch sizes that the memory line still needs, next one first."""
     memory = [r for r in history if r.probe.purpose is Purpose.MEMORY]
     if any(r.outcome is not Outcome.OK for r in memory) or len(plans) == 1:
@@ -126,13 +124,12 @@ def _next_timing(
     if not timings:
         return _first_timing(plans, effort, history)
     timed = {r.probe.micro_batch_size: r for r in timings if r.outcome is Outcome.OK}
-    failed = {
-        r.probe.micro_batch_size for r in history if r.outcome is Outcome.OUT_OF_MEMORY
-    }
+    failed = {r.probe.micro_batch_size for r in history if r.outcome is Outcome.OUT_OF_MEMORY}
     too_large = min(failed - set(timed), default=sizes[-1] + 1)
     if not timed:
-        return max((s for s in sizes if s < min(r.probe.micro_batch_size for r in timings)),
-                   default=None)
+        return max(
+            (s for s in sizes if s < min(r.probe.micro_batch_size for r in timings)), default=None
+        )
     if len(timed) >= effort.most_timings:
         return None
     per_example = {
@@ -154,17 +151,14 @@ def _next_timing(
 def _first_timing(
     plans: dict[int, BatchPlan], effort: Effort, history: Sequence[ProbeResult]
 ) -> int:
-    memory = [
-        r for r in history if r.probe.purpose is Purpose.MEMORY and r.outcome is Outcome.OK
-    ]
+    memory = [r for r in history if r.probe.purpose is Purpose.MEMORY and r.outcome is Outcome.OK]
     if not memory:
         return min(plans)
     largest = _largest_fitting(plans, effort, memory)
-    too_large = [
-        r.probe.micro_batch_size for r in history if r.outcome is Outcome.OUT_OF_MEMORY
-    ]
-    return max((s for s in plans if s <= largest and s < min(too_large, default=s + 1)),
-               default=min(plans))
+    too_large = [r.probe.micro_batch_size for r in history if r.outcome is Outcome.OUT_OF_MEMORY]
+    return max(
+        (s for s in plans if s <= largest and s < min(too_large, default=s + 1)), default=min(plans)
+    )
 
 
 def _fits(size: int, best: int, effort: Effort, history: Sequence[ProbeResult]) -> bool:

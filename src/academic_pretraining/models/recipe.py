@@ -46,7 +46,8 @@ class ModelRecipe:
         lr_scheduler_kwargs: its arguments.
         warmup_steps: optimizer steps of linear warm-up.
         max_grad_norm: clipping threshold; 0 means that gradients are not clipped.
-        attention_kernel: `attn_implementation` under free-lunch; `None` where there is no choice.
+        attention_kernel: `attn_implementation` under free-lunch (naive is always `eager`); `None`
+            for a model without attention.
         supports_compile: whether `torch.compile` is part of free-lunch for this model.
         supports_activation_checkpointing: whether its layers can be recomputed.
         layer_class: module class that FSDP shards as one unit.
@@ -87,11 +88,6 @@ class ModelRecipe:
     def __post_init__(self) -> None:
         for name in ("architecture", "lr_scheduler_kwargs"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
-
-    @property
-    def tokens_per_example(self) -> int | None:
-        """Tokens in one example, `None` for images."""
-        return self.sequence_length
 
     @property
     def unit(self) -> str:

@@ -1,0 +1,130 @@
+"""A recipe as a model and as synthetic data; nothing is downloaded."""
+
+import importlib.util
+from functools import cached_property
+from typing import Any
+
+import torch
+import transformers
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, set_seed
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from academic_pretraining.models.recipe import ModelRecipe, Task
+
+_AUTO_CLASSES = {
+    Task.CAUSAL_LM: transformers.AutoModelForCausalLM,
+    Task.MASKED_LM: transformers.AutoModelForMaskedLM,
+    Task.IMAGE_CLASSIFICATION: transformers.AutoModelForImageClassification,
+}
+_POOL = 64
+
+
+def attention_for(recipe: ModelRecipe, *, free_lunch: bool) -> str | None:
+    """Choose `attn_implementation`; `None` for a model without attention."""
+    if recipe.attention_kernel is None:
+        return None
+    return recipe.attention_kernel if free_lunch else "eager"
+
+
+def build_model(
+    recipe: ModelRecipe, *, attention: str | None, free_lunch: bool = True, seed: int = 42
+) -> PreTrainedModel:
+    """Build a recipe's model in fp32, with the same weights on every rank.
+
+    Under ZeRO-3 it comes up in shards, if its TrainingArguments exist already.
+    """
+    config = getattr(transformers, recipe.config_class)(**recipe.architecture)
+    if hasattr(config, "use_mambapy"):
+        config.use_mambapy = free_lunch and _installed("mambapy")
+    set_seed(seed)
+    chosen = {} if attention is None else {"attn_implementation": attention}
+    model = _AUTO_CLASSES[recipe.task].from_config(config, **chosen)
+    _make_stages_checkpointable(model)
+    return model
+
+
+def parameter_count(recipe: ModelRecipe) -> int:
+    """Count trainable parameters on the meta device, tied weights once."""
+    with torch.device("meta"):
+        model = build_model(recipe, attention=attention_for(recipe, free_lunch=False))
+    model.tie_weights()
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def custom_kernels(recipe: ModelRecipe, *, free_lunch: bool) -> str:
+    """Say which kernels of the model's own are in force."""
+    if recipe.config_class == "MambaConfig":
+        if _installed("mamba_ssm"):
+            return "mamba-ssm"
+        if free_lunch and _installed("mambapy"):
+            return "mambapy scan (mamba-ssm is not installed)"
+        return "sequential scan (mamba-ssm is not installed)"
+    return attention_for(recipe, free_lunch=free_lunch) or "none"
+
+
+class SyntheticDataset(Dataset[dict[str, torch.Tensor]]):
+    """Random training examples, few and drawn on first use; the rest repeat them.
+
+    Items, before they are collated to micro-batches:
+        causal and masked language models: `input_ids` and `labels`, int64 [sequence_length];
+        images: `pixel_values`, float32 [3, image_size, image_size], and `labels`, int64 [].
+    """
+
+    def __init__(self, recipe: ModelRecipe, num_examples: int, seed: int = 0) -> None:
+        self._recipe = recipe
+        self._num_examples = num_examples
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return self._num_examples
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self._pool[index % len(self._pool)]
+
+    @cached_property
+    def _pool(self) -> list[dict[str, torch.Tensor]]:
+        generator = torch.Generator().manual_seed(self._seed)
+        count = min(_POOL, self._num_examples)
+        return [self._draw(generator) for _ in range(count)]
+
+    def _draw(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        recipe = self._recipe
+        if recipe.task is Task.IMAGE_CLASSIFICATION:
+            size = recipe.image_size or 0
+            return {
+                "pixel_values": torch.randn(3, size, size, generator=generator),
+                "labels": torch.randint(recipe.num_classes, (), generator=generator),
+            }
+        # 3 and more, so that no token is read as padding.
+        tokens = torch.randint(
+            3, recipe.num_classes, (recipe.sequence_length or 0,), generator=generator
+        )
+        return {"input_ids": tokens, "labels": tokens.clone()}
+
+
+def synthetic_dataset(recipe: ModelRecipe, num_examples: int, seed: int = 0) -> SyntheticDataset:
+    """Make `num_examples` random examples of a recipe's shape."""
+    return SyntheticDataset(recipe, num_examples, seed)
+
+
+def example_bytes(recipe: ModelRecipe) -> int:
+    """Bytes of one example on the device."""
+    example = synthetic_dataset(recipe, 1)[0]
+    return sum(tensor.numel() * tensor.element_size() for tensor in example.values())
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _make_stages_checkpointable(model: PreTrainedModel) -> None:
+    """Let ConvNeXt recompute its stages; transformers 5.17 has no checkpointing for it."""
+    if model.supports_gradient_checkpointing:
+        return
+    for module in model.modules():
+        if type(module).__name__ == "ConvNextStage":
+            # The name stays, because FSDP finds its units by it.
+            bases: Any = (GradientCheckpointingLayer, type(module))
+            module.__class__ = type("ConvNextStage", bases, {})
+            model.supports_gradient_checkpointing = True

@@ -1,0 +1,152 @@
+"""A configuration's measurement: sessions until the search is over."""
+
+import dataclasses
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from academic_pretraining.analytic import mfu
+from academic_pretraining.benchmarking.build import example_bytes
+from academic_pretraining.benchmarking.launch import SessionEnd, run_session
+from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
+from academic_pretraining.benchmarking.search import (
+    Effort,
+    best_timing,
+    predicted_step_time,
+)
+from academic_pretraining.config import TrainingConfig
+from academic_pretraining.errors import MeasurementError
+from academic_pretraining.results import Measurement, Timing
+
+
+def measure(
+    config: TrainingConfig,
+    effort: Effort,
+    *,
+    scratch: Path,
+    on_probe: Callable[[Probe], None] = lambda probe: None,
+) -> Measurement:
+    """Measure the fastest micro-batch of a configuration.
+
+    Args:
+        config: what to measure.
+        effort: how thoroughly.
+        scratch: folder for temporary ones, shared by all nodes; logs of failures stay there.
+        on_probe: called when a probe begins.
+
+    Raises:
+        MeasurementError: a session crashed or hung twice; out of memory is a result.
+        HardwareMismatchError: the machine is not what was declared.
+    """
+    began = time.monotonic()
+    history: list[ProbeResult] = []
+    ends: list[SessionEnd] = []
+    crashes = 0
+    scratch.mkdir(parents=True, exist_ok=True)
+    while not (ends and ends[-1].finished):
+        directory = Path(tempfile.mkdtemp(prefix="session-", dir=scratch))
+        end = run_session(config, effort, history, directory=directory, on_probe=on_probe)
+        ends.append(end)
+        last = end.results[-1] if end.results else None
+        if last and last.outcome is Outcome.HUNG and last.probe.compile:
+            cause = f"compilation exceeded its time: {last.cause}"
+            last = dataclasses.replace(last, outcome=Outcome.COMPILE_FAILED, cause=cause)
+            end.results[-1] = last
+        if last and last.outcome in (Outcome.CRASHED, Outcome.HUNG):
+            crashes += 1
+            if crashes == 2:
+                raise MeasurementError(
+                    f"{config.label}: {last.outcome} in {last.probe.description}: {last.cause} "
+                    f"(log: {last.log})"
+                )
+            end.results.pop()
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+        history += end.results
+    return _conclude(config, history, ends, wall_seconds=time.monotonic() - began)
+
+
+def _conclude(
+    config: TrainingConfig,
+    history: list[ProbeResult],
+    ends: list[SessionEnd],
+    *,
+    wall_seconds: float,
+) -> Measurement:
+    environment = next((end.environment for end in ends if end.environment), {})
+    flops = environment["model_flops_per_example"]
+    best = best_timing(config, history)
+    compile_failure = next((r for r in history if r.outcome is Outcome.COMPILE_FAILED), None)
+    memory_failure = next(
+        (r for r in reversed(history) if r.outcome is Outcome.OUT_OF_MEMORY), None
+    )
+    done = [r for r in history if r.outcome is Outcome.OK]
+    timings = [r for r in done if r.probe.purpose is Purpose.TIMING]
+    return Measurement(
+        outcome="measured" if best else "out of memory",
+        best=_timing(config, best, flops) if best else None,
+        timings=tuple(_timing(config, r, flops) for r in timings),
+        memory_ramp=tuple(
+            (r.probe.micro_batch_size, r.peak_bytes)
+            for r in done
+            if r.probe.purpose is Purpose.MEMORY
+        ),
+        compile=_compile_state(best, compile_failure),
+        compile_error=compile_failure.cause if compile_failure else "",
+        out_of_memory_micro_batch_size=(
+            memory_failure.probe.micro_batch_size if memory_failure else None
+        ),
+        out_of_memory_requested_bytes=memory_failure.requested_bytes if memory_failure else None,
+        out_of_memory_free_bytes=memory_failure.free_bytes if memory_failure else None,
+        kernels=environment["kernels"],
+        model_flops_per_example=flops,
+        device_name=environment["device_name"],
+        device_bytes=environment["device_bytes"],
+        seconds={
+            "launch": sum(end.start_seconds for end in ends),
+            "build": sum(r.build_seconds for r in done),
+            "compile and warm-up": sum(r.warm_up_seconds for r in timings),
+            "memory ramp": sum(
+                r.seconds - r.build_seconds for r in done if r.probe.purpose is Purpose.MEMORY
+            ),
+            "timing": sum(r.seconds - r.build_seconds - r.warm_up_seconds for r in timings),
+            "all": wall_seconds,
+        },
+        sessions=len(ends),
+    )
+
+
+def _compile_state(best: ProbeResult | None, failure: ProbeResult | None) -> str:
+    if failure:
+        return "failed"
+    if best is None or not best.probe.compile:
+        return "off"
+    return "on" if best.graphs else "no graph"
+
+
+def _timing(config: TrainingConfig, result: ProbeResult, flops: int) -> Timing:
+    plan = config.plan_at(result.probe.micro_batch_size)
+    step = predicted_step_time(config, result)
+    # The Trainer holds all micro-batches of a step on the device from its beginning.
+    waiting = plan.gradient_accumulation_steps - result.probe.high
+    inputs = 0
+    if not config.hardware.gpu.is_cpu:
+        inputs = max(0, waiting) * plan.micro_batch_size * example_bytes(config.recipe)
+    return Timing(
+        micro_batch_size=plan.micro_batch_size,
+        gradient_accumulation_steps=plan.gradient_accumulation_steps,
+        global_batch_size=plan.global_batch_size,
+        step_seconds=step.seconds,
+        step_seconds_standard_error=step.standard_error_seconds,
+        step_spread=step.spread,
+        micro_step_seconds=step.micro_step_seconds,
+        overhead_seconds=step.overhead_seconds,
+        samples=tuple((s.accumulation, s.seconds) for s in result.samples),
+        skipped_steps=sum(s.skipped for s in result.samples),
+        peak_bytes=result.peak_bytes + inputs,
+        reserved_bytes=result.reserved_bytes + inputs,
+        compiled_graphs=result.graphs,
+        mfu=mfu(config, plan, model_flops_per_example=flops, step_seconds=step.seconds),
+    )

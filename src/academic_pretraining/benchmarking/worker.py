@@ -1,0 +1,114 @@
+"""One rank of a session: probe after probe, until the search is over."""
+
+import dataclasses
+import faulthandler
+import json
+import os
+import platform
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from academic_pretraining.benchmarking.build import custom_kernels
+from academic_pretraining.benchmarking.failures import classify
+from academic_pretraining.benchmarking.flops import model_flops_per_example
+from academic_pretraining.benchmarking.probe import device_bytes, run_probe
+from academic_pretraining.benchmarking.probes import ProbeResult
+from academic_pretraining.benchmarking.search import Effort, next_probe
+from academic_pretraining.config import TrainingConfig, config_from_dict
+from academic_pretraining.errors import HardwareMismatchError
+from academic_pretraining.gpus import gpu_type_of
+
+# Device memory that may stay allocated after a probe before the process is changed for a new one.
+_LEFTOVER_SHARE = 0.01
+
+
+def work(directory: str) -> None:
+    """Run a session's probes on this rank; files in `directory` say what was asked and answered.
+
+    The first rank to fail leaves its cause there and dies: the session's parent ends the others,
+    which may be waiting in a collective.
+    """
+    folder = Path(directory)
+    rank = int(os.environ["RANK"])
+    log = folder / f"rank{rank}.log"
+    stream = log.open("a", buffering=1)
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    sys.stdout = sys.stderr = stream
+    faulthandler.enable(stream)
+    faulthandler.register(signal.SIGUSR1, file=stream, all_threads=True)
+    (folder / f"rank{rank}.pid").write_text(str(os.getpid()))
+    try:
+        _probe_on(folder, rank)
+    except BaseException as error:
+        traceback.print_exc()
+        failure = dataclasses.asdict(classify(error)) | {"log": str(log), "time": time.time()}
+        if isinstance(error, HardwareMismatchError):
+            failure["mismatch"] = str(error)
+        _write(folder / f"rank{rank}.failure.json", failure)
+        os._exit(1)
+
+
+def _probe_on(folder: Path, rank: int) -> None:
+    request = json.loads((folder / "request.json").read_text())
+    config = config_from_dict(request["config"])
+    effort = Effort(
+        **{
+            **request["effort"],
+            "micro_batch_sizes": tuple(request["effort"]["micro_batch_sizes"]),
+        }
+    )
+    history = [ProbeResult.from_dict(result) for result in request["history"]]
+    cuda = not config.hardware.gpu.is_cpu
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if rank == 0:
+        _tell(folder, {"kind": "environment", **_environment(config, cuda)})
+    _check_device(config, cuda)
+    while probe := next_probe(config, effort, history):
+        if rank == 0:
+            _tell(folder, {"kind": "start", "probe": dataclasses.asdict(probe)})
+        result = run_probe(config, probe, output_dir=str(folder / "trainer"))
+        history.append(result)
+        if rank == 0:
+            _tell(folder, {"kind": "result", "result": result.to_dict()})
+        if result.leftover_bytes > _LEFTOVER_SHARE * result.device_bytes:
+            if rank == 0:
+                _tell(folder, {"kind": "restart"})
+            return
+    if rank == 0:
+        _tell(folder, {"kind": "done"})
+
+
+def _environment(config: TrainingConfig, cuda: bool) -> dict[str, Any]:
+    name = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
+    return {
+        "device_name": name,
+        "device_bytes": device_bytes(cuda),
+        "kernels": custom_kernels(config.recipe, free_lunch=config.method.free_lunch),
+        "model_flops_per_example": model_flops_per_example(config.recipe),
+    }
+
+
+def _check_device(config: TrainingConfig, cuda: bool) -> None:
+    if cuda and (found := gpu_type_of(torch.cuda.get_device_name())) != config.hardware.gpu_type:
+        raise HardwareMismatchError(
+            f"GPU type {config.hardware.gpu_type} was declared, but this rank runs on a {found}"
+        )
+
+
+def _tell(folder: Path, event: dict[str, Any]) -> None:
+    with (folder / "events.jsonl").open("a") as stream:
+        stream.write(json.dumps(event | {"time": time.time()}) + "\n")
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(data))
+    temporary.rename(path)

@@ -1,0 +1,238 @@
+"""Measurements as data: records, one polars frame over them, and the fastest row."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import polars as pl
+
+from academic_pretraining.analytic import SECONDS_PER_DAY
+from academic_pretraining.config import TrainingConfig, config_from_dict, config_to_dict
+from academic_pretraining.errors import NoResultsError
+from academic_pretraining.gpus import Hardware
+
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One timed micro-batch size.
+
+    Attributes:
+        micro_batch_size, gradient_accumulation_steps, global_batch_size: the plan it stands for.
+        step_seconds: predicted optimizer step of that plan, at the slowest rank.
+        step_seconds_standard_error: of that prediction.
+        step_spread: standard deviation of repeated steps over their mean.
+        micro_step_seconds, overhead_seconds: a and b of step = a x accumulation + b.
+        samples: (accumulation, seconds) of each timed step.
+        skipped_steps: of them, with an fp16 overflow.
+        peak_bytes: predicted peak of allocated device memory at that plan.
+        reserved_bytes: likewise, of what the allocator holds.
+        compiled_graphs: graphs that `torch.compile` made.
+        mfu: model FLOPs utilisation; `None` without a datasheet.
+    """
+
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    global_batch_size: int
+    step_seconds: float
+    step_seconds_standard_error: float
+    step_spread: float
+    micro_step_seconds: float
+    overhead_seconds: float
+    samples: tuple[tuple[int, float], ...]
+    skipped_steps: int
+    peak_bytes: int
+    reserved_bytes: int
+    compiled_graphs: int
+    mfu: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """All that was learnt about one configuration.
+
+    Attributes:
+        outcome: `measured` or `out of memory`.
+        best: the fastest timing.
+        timings: all of them.
+        memory_ramp: (micro-batch size, peak bytes), without compilation.
+        compile: `on`, `off`, `failed` or `no graph`.
+        compile_error: why it failed.
+        out_of_memory_micro_batch_size: the last one that did not fit.
+        out_of_memory_requested_bytes, out_of_memory_free_bytes: of the allocation that failed.
+        kernels: the model's own kernels in force.
+        model_flops_per_example: one forward and backward pass.
+        device_name: the driver's.
+        device_bytes: memory of the device.
+        seconds: wall time by phase, and `all`.
+        sessions: launches that it took.
+    """
+
+    outcome: str
+    best: Timing | None
+    timings: tuple[Timing, ...]
+    memory_ramp: tuple[tuple[int, int], ...]
+    compile: str
+    compile_error: str
+    out_of_memory_micro_batch_size: int | None
+    out_of_memory_requested_bytes: int | None
+    out_of_memory_free_bytes: int | None
+    kernels: str
+    model_flops_per_example: int
+    device_name: str
+    device_bytes: int
+    seconds: dict[str, float]
+    sessions: int
+
+
+SCHEMA = pl.Schema(
+    {
+        "num_nodes": pl.Int64,
+        "gpus_per_node": pl.Int64,
+        "gpu_type": pl.String,
+        "model": pl.String,
+        "free_lunch": pl.Boolean,
+        "activation_checkpointing": pl.Boolean,
+        "sharding": pl.String,
+        "offloading": pl.Boolean,
+        "outcome": pl.String,
+        "micro_batch_size": pl.Int64,
+        "grad_acc_steps": pl.Int64,
+        "global_batch_size": pl.Int64,
+        "max_steps": pl.Int64,
+        "units_per_example": pl.Int64,
+        "step_seconds": pl.Float64,
+        "step_standard_error": pl.Float64,
+        "step_spread": pl.Float64,
+        "mfu": pl.Float64,
+        "peak_memory_gib": pl.Float64,
+        "compile": pl.String,
+        "kernels": pl.String,
+        "missing_gib": pl.Float64,
+        "device_name": pl.String,
+        "wall_seconds": pl.Float64,
+        "torch": pl.String,
+        "measured_at": pl.Float64,
+    }
+)
+
+_SETTING = [
+    "num_nodes",
+    "gpus_per_node",
+    "gpu_type",
+    "model",
+    "free_lunch",
+    "activation_checkpointing",
+    "sharding",
+    "offloading",
+]
+
+training_days = (pl.col("step_seconds") * pl.col("max_steps") / SECONDS_PER_DAY).alias(
+    "training_days"
+)
+"""Days of optimizer steps alone: no evaluation, no checkpoints, no restarts."""
+
+units_per_second = (
+    pl.col("global_batch_size") * pl.col("units_per_example") / pl.col("step_seconds")
+).alias("units_per_second")
+"""Tokens or images per second over all GPUs."""
+
+
+def to_record(
+    config: TrainingConfig,
+    measurement: Measurement,
+    *,
+    versions: dict[str, str],
+    measured_at: float,
+) -> dict[str, Any]:
+    """Write a measurement as JSON types.
+
+    Args:
+        config: what was measured.
+        measurement: what came out.
+        versions: of the libraries, by distribution.
+        measured_at: seconds since the epoch.
+    """
+    return {
+        "version": RECORD_VERSION,
+        "config": config_to_dict(config),
+        "measurement": asdict(measurement),
+        "versions": versions,
+        "measured_at": measured_at,
+    }
+
+
+def config_of(record: dict[str, Any]) -> TrainingConfig:
+    """Read the configuration of a record; works on any machine."""
+    return config_from_dict(record["config"])
+
+
+def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
+    """Gather records in one frame, the newest of each setting, with training_days."""
+    rows = pl.DataFrame([_row(record) for record in records], schema=SCHEMA)
+    return (
+        rows.sort("measured_at")
+        .unique(_SETTING, keep="last", maintain_order=True)
+        .with_columns(training_days, units_per_second)
+    )
+
+
+def select(results: pl.DataFrame, hardware: Hardware, model: str) -> pl.DataFrame:
+    """Keep the rows of one hardware and model."""
+    return results.filter(
+        num_nodes=hardware.num_nodes,
+        gpus_per_node=hardware.gpus_per_node,
+        gpu_type=hardware.gpu_type,
+        model=model,
+    )
+
+
+def fastest(results: pl.DataFrame, hardware: Hardware, model: str) -> pl.DataFrame:
+    """Find the setting with the least training time; one row.
+
+    Raises:
+        NoResultsError: nothing was measured for this hardware and model.
+    """
+    rows = select(results, hardware, model).filter(outcome="measured").sort("step_seconds")
+    if rows.is_empty():
+        raise NoResultsError(
+            f"no result yet for {model} on {hardware.num_nodes} x {hardware.gpus_per_node} "
+            f"{hardware.gpu_type}: run scripts/benchmark.py with the same flags first"
+        )
+    return rows.head(1)
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    hardware, recipe = record["config"]["hardware"], record["config"]["recipe"]
+    measured = record["measurement"]
+    best = measured["best"] or {}
+    requested, free = (
+        measured["out_of_memory_requested_bytes"],
+        measured["out_of_memory_free_bytes"],
+    )
+    missing = requested - free if requested is not None and free is not None else None
+    peak = best.get("peak_bytes")
+    return {
+        **hardware,
+        "model": recipe["name"],
+        **record["config"]["method"],
+        "outcome": measured["outcome"],
+        "micro_batch_size": best.get("micro_batch_size"),
+        "grad_acc_steps": best.get("gradient_accumulation_steps"),
+        "global_batch_size": best.get("global_batch_size"),
+        "max_steps": recipe["max_steps"],
+        "units_per_example": recipe["sequence_length"] or 1,
+        "step_seconds": best.get("step_seconds"),
+        "step_standard_error": best.get("step_seconds_standard_error"),
+        "step_spread": best.get("step_spread"),
+        "mfu": best.get("mfu"),
+        "peak_memory_gib": peak / 2**30 if peak is not None else None,
+        "compile": measured["compile"],
+        "kernels": measured["kernels"],
+        "missing_gib": missing / 2**30 if missing is not None and not best else None,
+        "device_name": measured["device_name"],
+        "wall_seconds": measured["seconds"]["all"],
+        "torch": record["versions"].get("torch"),
+        "measured_at": record["measured_at"],
+    }
