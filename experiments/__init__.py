@@ -1,0 +1,1 @@
+"""What remembers: measurements as cached steps, and sweeps over them."""

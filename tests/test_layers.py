@@ -5,8 +5,10 @@ The imports are read from the sources, wherever in a file they stand, so nothing
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +54,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "accelerate": ("academic_pretraining.benchmarking",),
     "deepspeed": ("academic_pretraining.benchmarking",),
     "numpy": ("academic_pretraining.benchmarking",),
+    "psutil": ("academic_pretraining.benchmarking",),
     "torchrunx": ("academic_pretraining.benchmarking.launch", "scripts.training"),
     "polars": _FROM_RESULTS_ON,
     "altair": ("academic_pretraining.plotting", "scripts"),
@@ -183,6 +186,20 @@ def test_imports_keep_to_the_layers(module: str) -> None:
 @pytest.mark.parametrize("module", [m for m in MODULES if not inside(m, "scripts")])
 def test_importing_asks_nothing_of_the_surroundings(module: str) -> None:
     assert surroundings_faults(module, MODULES[module].read_text()) == []
+
+
+def test_every_imported_package_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[^\w-]", requirement)[0] for requirement in project["dependencies"]}
+    for requirements in project["optional-dependencies"].values():
+        declared |= {re.split(r"[^\w-]", requirement)[0] for requirement in requirements}
+    imported = {
+        name.partition(".")[0]
+        for module, path in MODULES.items()
+        for _, name in imported_names(ast.parse(path.read_text()), module)
+    } & set(HOMES)
+    distributions = {"tango": "ai2-tango"}
+    assert {distributions.get(p, p).replace("_", "-") for p in imported} <= declared
 
 
 def test_package_itself_imports_nothing() -> None:

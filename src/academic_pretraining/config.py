@@ -28,7 +28,8 @@ class BatchPlan:
         for name in ("world_size", "micro_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise InvalidConfigError(
-                    f"{name} is {getattr(self, name)}, but must be at least 1: give a positive number"
+                    f"{name} is {getattr(self, name)}, but must be at least 1: "
+                    "give a positive number"
                 )
 
     @property
@@ -77,6 +78,13 @@ class TrainingConfig:
     def tf32(self) -> bool:
         """Whether matrix products in fp32 may run as TF32."""
         return self.method.free_lunch and self.hardware.gpu.supports_tf32
+
+    @property
+    def attention(self) -> str | None:
+        """`attn_implementation` of the model; `None` for a model without attention."""
+        if self.recipe.attention_kernel is None:
+            return None
+        return self.recipe.attention_kernel if self.method.free_lunch else "eager"
 
     @property
     def label(self) -> str:

@@ -20,17 +20,12 @@ _AUTO_CLASSES = {
 _POOL = 64
 
 
-def attention_for(recipe: ModelRecipe, *, free_lunch: bool) -> str | None:
-    """Choose `attn_implementation`; `None` for a model without attention."""
-    if recipe.attention_kernel is None:
-        return None
-    return recipe.attention_kernel if free_lunch else "eager"
-
-
 def build_model(
     recipe: ModelRecipe, *, attention: str | None, free_lunch: bool = True, seed: int = 42
 ) -> PreTrainedModel:
     """Build a recipe's model in fp32, with the same weights on every rank.
+
+    `attention` is the `attn_implementation`; a model without attention takes no notice of it.
 
     Under ZeRO-3 it comes up in shards, if its TrainingArguments exist already.
     """
@@ -38,7 +33,9 @@ def build_model(
     if hasattr(config, "use_mambapy"):
         config.use_mambapy = free_lunch and _installed("mambapy")
     set_seed(seed)
-    chosen = {} if attention is None else {"attn_implementation": attention}
+    chosen = {}
+    if attention is not None and recipe.attention_kernel is not None:
+        chosen["attn_implementation"] = attention
     model = _AUTO_CLASSES[recipe.task].from_config(config, **chosen)
     _make_stages_checkpointable(model)
     return model
@@ -47,7 +44,7 @@ def build_model(
 def parameter_count(recipe: ModelRecipe) -> int:
     """Count trainable parameters on the meta device, tied weights once."""
     with torch.device("meta"):
-        model = build_model(recipe, attention=attention_for(recipe, free_lunch=False))
+        model = build_model(recipe, attention="eager")
     model.tie_weights()
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -60,7 +57,9 @@ def custom_kernels(recipe: ModelRecipe, *, free_lunch: bool) -> str:
         if free_lunch and _installed("mambapy"):
             return "mambapy scan (mamba-ssm is not installed)"
         return "sequential scan (mamba-ssm is not installed)"
-    return attention_for(recipe, free_lunch=free_lunch) or "none"
+    if recipe.attention_kernel is None:
+        return "none"
+    return recipe.attention_kernel if free_lunch else "eager"
 
 
 class SyntheticDataset(Dataset[dict[str, torch.Tensor]]):

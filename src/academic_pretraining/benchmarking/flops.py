@@ -5,11 +5,7 @@ import dataclasses
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from academic_pretraining.benchmarking.build import (
-    attention_for,
-    build_model,
-    synthetic_dataset,
-)
+from academic_pretraining.benchmarking.build import build_model, synthetic_dataset
 from academic_pretraining.models.recipe import ModelRecipe, Task
 
 _SHORT = 64
@@ -27,7 +23,7 @@ def model_flops_per_example(recipe: ModelRecipe) -> int:
         scale = recipe.sequence_length / _SHORT
         recipe = dataclasses.replace(recipe, sequence_length=_SHORT)
     with torch.device("meta"):
-        model = build_model(recipe, attention=attention_for(recipe, free_lunch=False))
+        model = build_model(recipe, attention="eager")
     example = synthetic_dataset(recipe, 1)[0]
     batch = {name: tensor.unsqueeze(0).to("meta") for name, tensor in example.items()}
     with FlopCounterMode(display=False) as counter, torch.no_grad():

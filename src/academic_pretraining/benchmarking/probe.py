@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from transformers import Trainer, TrainingArguments
 
-from academic_pretraining.benchmarking.build import attention_for, build_model, synthetic_dataset
+from academic_pretraining.benchmarking.build import build_model, synthetic_dataset
 from academic_pretraining.benchmarking.cpu import allow_fsdp_on_cpu
 from academic_pretraining.benchmarking.in_force import check_in_force
 from academic_pretraining.benchmarking.probes import (
@@ -95,7 +95,8 @@ def _build(
     # After the arguments: under ZeRO-3 they make the model come up in shards.
     model = build_model(
         config.recipe,
-        attention=attention_for(config.recipe, free_lunch=config.method.free_lunch),
+        attention=config.attention,
+        free_lunch=config.method.free_lunch,
         seed=arguments.seed,
     )
     examples = probe.micro_batches_per_epoch * probe.micro_batch_size * plan.world_size

@@ -81,7 +81,7 @@ CONVNEXT = (
         num_classes=21841,
         max_steps=311_940,
         warmup_steps=17_330,
-        parameter_count=392_897_425,
+        parameter_count=392_900_177,
         published="350M with the head of ImageNet-1K",
         table="table 5 (ImageNet-22K)",
     ),

@@ -1,0 +1,112 @@
+"""A measurement as a Tango step."""
+
+import json
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tango import Step, Workspace
+from tango.common.exceptions import StepStateError
+from tango.common.file_lock import FileLock
+from tango.format import JsonFormat
+
+from academic_pretraining.benchmarking.measure import measure
+from academic_pretraining.benchmarking.probes import Probe
+from academic_pretraining.benchmarking.search import Effort
+from academic_pretraining.config import TrainingConfig, config_to_dict
+from academic_pretraining.results import to_record
+from academic_pretraining.training_arguments import training_arguments_fields
+
+_LIBRARIES = ("torch", "transformers", "accelerate", "deepspeed")
+_PROSE = ("source", "note", "parameter_count_source")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what decides a measurement, by distribution."""
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def cache_key(config: TrainingConfig) -> str:
+    """Write what identifies a measurement as one canonical JSON string.
+
+    Recipe, method, hardware, resolved arguments and library versions count; prose does not.
+    """
+    identity = config_to_dict(config)
+    identity["recipe"] = {k: v for k, v in identity["recipe"].items() if k not in _PROSE}
+    identity["arguments"] = training_arguments_fields(config, config.plans()[0])
+    identity["versions"] = library_versions()
+    return json.dumps(identity, sort_keys=True, separators=(",", ":"))
+
+
+class MeasureStep(Step[dict[str, Any]]):
+    """Measures one configuration; the result is a record as JSON."""
+
+    DETERMINISTIC = True
+    CACHEABLE = True
+    VERSION = "001"
+    FORMAT = JsonFormat()
+
+    context: "MeasureContext"
+
+    def run(self, key: str) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Measure; `key` only identifies the step, the configuration comes in the context."""
+        context = self.context
+        measurement = measure(
+            context.config, context.effort, scratch=context.scratch, on_probe=context.on_probe
+        )
+        return to_record(
+            context.config, measurement, versions=library_versions(), measured_at=time.time()
+        )
+
+
+class MeasureContext:
+    """What a step needs to run and what must not change its identity."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        effort: Effort,
+        scratch: Path,
+        on_probe: Callable[[Probe], None] = lambda probe: None,
+    ) -> None:
+        self.config = config
+        self.effort = effort
+        self.scratch = scratch
+        self.on_probe = on_probe
+
+
+def measure_step(context: MeasureContext) -> MeasureStep:
+    """Make the step of a configuration."""
+    step = MeasureStep(key=cache_key(context.config))
+    step.context = context
+    return step
+
+
+def is_cached(step: MeasureStep, workspace: Workspace) -> bool:
+    """Whether the workspace holds the step's result."""
+    return step in workspace.step_cache
+
+
+def run_step(step: MeasureStep, workspace: Workspace) -> dict[str, Any]:
+    """Recall or run a step; a state left behind by a killed process is repaired first.
+
+    Raises:
+        StepStateError: another process is running it.
+    """
+    try:
+        return step.result(workspace)
+    except StepStateError:
+        # Killed between the result and its metadata, Tango takes a step for running for ever.
+        lock = FileLock(str(workspace.step_dir(step) / "lock"))  # pyright: ignore
+        lock.acquire(timeout=0)
+        lock.release()
+        workspace.remove_step(step.unique_id)
+        return step.result(workspace)

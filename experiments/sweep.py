@@ -1,0 +1,112 @@
+"""Walking a grid: what is cached is recalled, the rest is measured, failures do not stop it."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tango.common.exceptions import StepStateError
+from tango.workspaces import LocalWorkspace
+
+from academic_pretraining.benchmarking.probes import Probe
+from academic_pretraining.benchmarking.search import Effort
+from academic_pretraining.config import TrainingConfig
+from academic_pretraining.errors import AcademicPretrainingError, MeasurementError
+from experiments.steps import MeasureContext, is_cached, measure_step, run_step
+
+
+class Reporter(Protocol):
+    """Who is told how a sweep goes on."""
+
+    def starts(self, index: int, total: int, config: TrainingConfig) -> None:
+        """Tell that a setting begins; `index` counts from 1."""
+        ...
+
+    def probes(self, probe: Probe) -> None:
+        """Tell what the setting is doing."""
+        ...
+
+    def ends(self, config: TrainingConfig, record: dict[str, Any] | None, note: str) -> None:
+        """Tell how the setting ended; no record for a failure."""
+        ...
+
+
+@dataclass(kw_only=True)
+class SweepEnd:
+    """What became of a sweep.
+
+    Attributes:
+        records: of all settings that have a result.
+        measured: how many of them were measured now.
+        failures: error of each setting that has none.
+    """
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    measured: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def incomplete(configs: list[TrainingConfig], workspace: Path) -> list[TrainingConfig]:
+    """List the configurations without a result."""
+    local = _open(workspace)
+    return [
+        config
+        for config in configs
+        if not is_cached(measure_step(MeasureContext(config, Effort(), workspace)), local)
+    ]
+
+
+def sweep(
+    configs: list[TrainingConfig],
+    workspace: Path,
+    effort: Effort,
+    reporter: Reporter,
+    check: Callable[[], None] = lambda: None,
+) -> SweepEnd:
+    """Measure every configuration that has no result yet.
+
+    Args:
+        configs: valid ones, in order.
+        workspace: folder of the Tango workspace.
+        effort: how thoroughly.
+        reporter: told about each setting.
+        check: called before something is measured; raises where the machine will not do.
+    """
+    local = _open(workspace)
+    end = SweepEnd()
+    for index, config in enumerate(configs, start=1):
+        context = MeasureContext(config, effort, workspace / "sessions", reporter.probes)
+        step = measure_step(context)
+        cached = is_cached(step, local)
+        if not cached:
+            check()
+            reporter.starts(index, len(configs), config)
+        try:
+            record = run_step(step, local)
+        except MeasurementError as error:
+            end.failures[config.method.label] = str(error)
+            reporter.ends(config, None, str(error))
+            continue
+        except StepStateError:
+            note = "being measured by another process: left to it"
+            end.failures[config.method.label] = note
+            reporter.ends(config, None, note)
+            continue
+        end.records.append(record)
+        if not cached:
+            end.measured += 1
+            reporter.ends(config, record, "")
+    return end
+
+
+def _open(workspace: Path) -> LocalWorkspace:
+    # Tango reports its own housekeeping as errors; what fails here is raised to the caller.
+    logging.getLogger("tango").setLevel(logging.CRITICAL)
+    try:
+        return LocalWorkspace(workspace)
+    except OSError as error:
+        raise AcademicPretrainingError(
+            f"the workspace {workspace} cannot be used ({error}): name another folder with "
+            "TANGO_WORKSPACE_DIR"
+        ) from error

@@ -1,0 +1,58 @@
+"""Reading a Tango workspace without Tango, which would load torch.
+
+`LocalWorkspace` keeps each result in `cache/<step id>/`: `data.json`, written first, and
+`cache-metadata.json`, renamed into place when the result is whole.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from academic_pretraining.results import RECORD_VERSION
+
+_STEP_PREFIX = "MeasureStep-"
+_DATA = "data.json"
+_METADATA = "cache-metadata.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreadable:
+    """A result that cannot be used, and why."""
+
+    path: Path
+    reason: str
+
+
+def read_records(workspace: Path) -> tuple[list[dict[str, Any]], list[Unreadable]]:
+    """Read all complete results of a workspace; works on any machine.
+
+    Returns:
+        the records, and what could not be read.
+    """
+    records: list[dict[str, Any]] = []
+    unreadable: list[Unreadable] = []
+    for folder in _step_folders(workspace):
+        try:
+            records.append(_read(folder / _DATA))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            unreadable.append(Unreadable(path=folder / _DATA, reason=f"{error}"))
+    return records, unreadable
+
+
+def _step_folders(workspace: Path) -> Iterator[Path]:
+    cache = workspace / "cache"
+    if cache.is_dir():
+        for folder in sorted(cache.iterdir()):
+            if folder.name.startswith(_STEP_PREFIX) and (folder / _METADATA).exists():
+                yield folder
+
+
+def _read(path: Path) -> dict[str, Any]:
+    record = json.loads(path.read_text())
+    if not isinstance(record, dict) or not {"config", "measurement", "measured_at"} <= set(record):
+        raise ValueError("not a record of this toolkit")
+    if record["version"] != RECORD_VERSION:
+        raise ValueError(f"record version {record['version']}, but {RECORD_VERSION} is read here")
+    return record

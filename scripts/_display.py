@@ -1,0 +1,109 @@
+"""Tables and progress that people read."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from academic_pretraining.config import TrainingConfig
+from academic_pretraining.methods import Method, Sharding
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from academic_pretraining.benchmarking.probes import Probe
+
+
+def results_table(rows: "pl.DataFrame") -> Table:
+    """Lay results out, fastest first."""
+    table = Table(title="Results, fastest first", title_justify="left")
+    for column in ("model", "hardware", "method", "micro-batch x accumulation", "step"):
+        table.add_column(column, overflow="fold")
+    for column in ("training", "throughput", "MFU", "peak memory"):
+        table.add_column(column, justify="right")
+    table.add_column("compile")
+    for row in rows.sort("step_seconds", nulls_last=True).iter_rows(named=True):
+        table.add_row(*_cells(row))
+    return table
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    method = Method(
+        free_lunch=row["free_lunch"],
+        activation_checkpointing=row["activation_checkpointing"],
+        sharding=Sharding(row["sharding"]),
+        offloading=row["offloading"],
+    )
+    nodes = f"{row['num_nodes']} x " if row["num_nodes"] > 1 else ""
+    head = [row["model"], f"{nodes}{row['gpus_per_node']} x {row['gpu_type']}", method.label]
+    if row["outcome"] != "measured":
+        missing = row["missing_gib"]
+        short = f", {missing:.2f} GiB short" if missing is not None else ""
+        return [*head, row["outcome"] + short, "-", "-", "-", "-", "-", row["compile"]]
+    unit = "tok/s" if row["units_per_example"] > 1 else "img/s"
+    return [
+        *head,
+        f"{row['micro_batch_size']} x {row['grad_acc_steps']}",
+        f"{seconds(row['step_seconds'])} \u00b1 {100 * row['step_spread']:.1f}%",
+        f"{row['training_days']:,.1f} days",
+        f"{row['units_per_second']:,.0f} {unit}",
+        f"{100 * row['mfu']:.1f}%" if row["mfu"] is not None else "-",
+        f"{row['peak_memory_gib']:.1f} GiB",
+        row["compile"],
+    ]
+
+
+def seconds(value: float) -> str:
+    """Write a duration shortly."""
+    if value < 60:
+        return f"{value:.3g} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+class Progress:
+    """Says on stderr which setting of how many runs, the time left and the best so far."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._began = time.monotonic()
+        self._durations: list[float] = []
+        self._best: tuple[float, str] | None = None
+        self._heading = ""
+
+    def starts(self, index: int, total: int, config: TrainingConfig) -> None:
+        """Announce a setting."""
+        self._began = time.monotonic()
+        left = ""
+        if self._durations:
+            mean = sum(self._durations) / len(self._durations)
+            left = f", about {seconds(mean * (total - index + 1))} left"
+        best = ""
+        if self._best:
+            best = f", best so far {seconds(self._best[0])} a step ({self._best[1]})"
+        self._heading = f"[{index}/{total}] {config.method.label}"
+        self._console.print(f"{self._heading}{left}{best}", markup=False)
+
+    def probes(self, probe: "Probe") -> None:
+        """Say what the setting is doing."""
+        elapsed = seconds(time.monotonic() - self._began)
+        self._console.print(f"    {elapsed:>8}  {probe.description}", markup=False)
+
+    def ends(self, config: TrainingConfig, record: dict[str, Any] | None, note: str) -> None:
+        """Say how the setting ended."""
+        self._durations.append(time.monotonic() - self._began)
+        elapsed = seconds(self._durations[-1])
+        if record is None:
+            self._console.print(f"    {elapsed:>8}  failed: {note}", markup=False)
+            return
+        best = record["measurement"]["best"]
+        if best is None:
+            self._console.print(f"    {elapsed:>8}  out of memory", markup=False)
+            return
+        step = best["step_seconds"]
+        plan = f"{best['micro_batch_size']} x {best['gradient_accumulation_steps']}"
+        self._console.print(f"    {elapsed:>8}  {seconds(step)} a step at {plan}", markup=False)
+        if self._best is None or step < self._best[0]:
+            self._best = (step, config.method.label)
