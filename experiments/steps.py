@@ -1,8 +1,13 @@
 """A measurement as a Tango step."""
 
+import contextlib
+import getpass
 import json
+import logging
+import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,7 @@ from tango import Step, Workspace
 from tango.common.exceptions import StepStateError
 from tango.common.file_lock import FileLock
 from tango.format import JsonFormat
+from tango.workspaces.local_workspace import LocalWorkspace
 
 from academic_pretraining.benchmarking.measure import measure
 from academic_pretraining.benchmarking.probes import Probe
@@ -86,6 +92,8 @@ class MeasureContext:
 def measure_step(context: MeasureContext) -> MeasureStep:
     """Make the step of a configuration."""
     step = MeasureStep(key=cache_key(context.config))
+    # Tango would print a failure's traceback; the caller explains it in a line.
+    step.logger.setLevel(logging.CRITICAL)
     step.context = context
     return step
 
@@ -95,18 +103,37 @@ def is_cached(step: MeasureStep, workspace: Workspace) -> bool:
     return step in workspace.step_cache
 
 
-def run_step(step: MeasureStep, workspace: Workspace) -> dict[str, Any]:
+def run_step(step: MeasureStep, workspace: LocalWorkspace) -> dict[str, Any]:
     """Recall or run a step; a state left behind by a killed process is repaired first.
 
     Raises:
         StepStateError: another process is running it.
     """
+    with _surroundings_that_tango_can_describe(workspace.dir):
+        try:
+            return step.result(workspace)
+        except StepStateError:
+            # Killed between the result and its metadata, Tango takes a step for running for ever.
+            lock = FileLock(str(workspace.step_dir(step) / "lock"))
+            lock.acquire(timeout=0)
+            lock.release()
+            workspace.remove_step(step.unique_id)
+            return step.result(workspace)
+
+
+@contextlib.contextmanager
+def _surroundings_that_tango_can_describe(folder: Path) -> Iterator[None]:
+    """Spare Tango 1.3 what it stumbles over when it notes where a step runs.
+
+    It raises in a git repository without a commit or without a remote called origin, without a
+    git program, and for a user id without a name; so it runs outside the repository and finds a
+    name. Its use of pkg_resources is no news to the user either.
+    """
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     try:
-        return step.result(workspace)
-    except StepStateError:
-        # Killed between the result and its metadata, Tango takes a step for running for ever.
-        lock = FileLock(str(workspace.step_dir(step) / "lock"))  # pyright: ignore
-        lock.acquire(timeout=0)
-        lock.release()
-        workspace.remove_step(step.unique_id)
-        return step.result(workspace)
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid-{os.getuid()}"
+    with warnings.catch_warnings(), contextlib.chdir(folder):
+        warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+        yield

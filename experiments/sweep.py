@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tango.common.exceptions import StepStateError
-from tango.workspaces import LocalWorkspace
+from tango.workspaces.local_workspace import LocalWorkspace
 
 from academic_pretraining.benchmarking.probes import Probe
 from academic_pretraining.benchmarking.search import Effort
@@ -73,6 +73,7 @@ def sweep(
         reporter: told about each setting.
         check: called before something is measured; raises where the machine will not do.
     """
+    workspace = workspace.resolve()
     local = _open(workspace)
     end = SweepEnd()
     for index, config in enumerate(configs, start=1):

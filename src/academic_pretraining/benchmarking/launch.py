@@ -24,6 +24,8 @@ from academic_pretraining.benchmarking.search import Effort
 from academic_pretraining.config import TrainingConfig, config_to_dict
 from academic_pretraining.errors import HardwareMismatchError
 
+# Not `-m`, so that torchrunx finds `work` by its module's name.
+_CHILD = "import sys; from academic_pretraining.benchmarking.launch import main; main(sys.argv[1])"
 _POLL_SECONDS = 0.1
 _START_SECONDS = 300.0
 # How long the other ranks get to leave a cause that is older than the first one found.
@@ -75,7 +77,7 @@ def run_session(
     (directory / "request.json").write_text(json.dumps(request))
     with (directory / "launcher.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "academic_pretraining.benchmarking.launch", str(directory)],
+            [sys.executable, "-c", _CHILD, str(directory)],
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -213,8 +215,6 @@ def main(directory: str) -> None:
     """Launch the workers of a session; this is the child's side."""
     import torchrunx
 
-    from academic_pretraining.benchmarking.worker import work
-
     threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
     hardware = json.loads((Path(directory) / "request.json").read_text())["config"]["hardware"]
     cpu = hardware["gpu_type"] == "cpu"
@@ -231,12 +231,15 @@ def main(directory: str) -> None:
     launcher.run(work, directory)
 
 
+def work(directory: str) -> None:
+    """Be one rank; here and not in `worker`, so that only ranks load transformers."""
+    from academic_pretraining.benchmarking import worker
+
+    worker.work(directory)
+
+
 def _die_with_parent(parent: int) -> None:
     """End the whole group when the script that started it was killed."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os.killpg(0, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,0 +1,130 @@
+import dataclasses
+import functools
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from academic_pretraining.benchmarking.launch import SessionEnd, run_session
+from academic_pretraining.benchmarking.search import QUICK, Effort
+from academic_pretraining.config import TrainingConfig
+from academic_pretraining.gpus import Hardware
+from academic_pretraining.methods import Method
+from academic_pretraining.models import get_model
+
+IN_WORKER = Path(__file__).parent / "in_worker"
+
+
+@dataclass(kw_only=True)
+class Session:
+    """What a test finds when a session is over."""
+
+    end: SessionEnd
+    directory: Path
+    config: TrainingConfig
+
+    @property
+    def facts(self) -> list[dict[str, Any]]:
+        """What each rank recorded about its own model; see in_worker/alterations.py."""
+        ranks = range(self.config.hardware.world_size)
+        return [json.loads((self.directory / f"rank{r}.facts.json").read_text()) for r in ranks]
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., TrainingConfig]:
+    def make(
+        method: Method | None = None,
+        *,
+        global_batch_size: int = 8,
+        workers: int = 2,
+        gpu_type: str = "cpu",
+        **changes,
+    ) -> TrainingConfig:
+        recipe = get_model("pythia-14m")
+        small = {
+            "vocab_size": 64,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+        }
+        recipe = dataclasses.replace(
+            recipe,
+            architecture={**recipe.architecture, **small},
+            num_classes=64,
+            sequence_length=16,
+            global_batch_size=global_batch_size,
+            **changes,
+        )
+        hardware = Hardware(num_nodes=1, gpus_per_node=workers, gpu_type=gpu_type)
+        return TrainingConfig(hardware=hardware, recipe=recipe, method=method or Method())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def alter() -> Callable[[pytest.MonkeyPatch, str], None]:
+    """Have the workers of all sessions changed by a function of in_worker/alterations.py."""
+
+    def change(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        monkeypatch.setenv("PYTHONPATH", str(IN_WORKER), prepend=os.pathsep)
+        monkeypatch.setenv("ALTERED", name)
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def altered_session(tmp_path_factory, alter) -> Callable[..., Session]:
+    """Run a real session whose workers were changed."""
+
+    def run(name: str, config: TrainingConfig, effort: Effort = QUICK) -> Session:
+        directory = tmp_path_factory.mktemp(name)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            alter(monkeypatch, name)
+            end = run_session(config, effort, [], directory=directory)
+        return Session(end=end, directory=directory, config=config)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def recorded(altered_session, tiny_config) -> Callable[[Method], Session]:
+    """Train a method for real, once for all test files."""
+
+    @functools.cache
+    def train(method: Method) -> Session:
+        # 32 over 2 ranks: too long for whole steps, so that the epochs end with a shorter one.
+        return altered_session("record", tiny_config(method, global_batch_size=32))
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def living_in_group() -> Callable[[int], list[psutil.Process]]:
+    """Wait for the processes of a group to end and list those that do not."""
+
+    def living(group: int, patience_seconds: float = 30.0) -> list[psutil.Process]:
+        until = time.monotonic() + patience_seconds
+        while (found := _in_group(group)) and time.monotonic() < until:
+            time.sleep(0.1)
+        return found
+
+    return living
+
+
+def _in_group(group: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["status"]):
+        try:
+            same = os.getpgid(process.pid) == group
+        except ProcessLookupError:
+            continue
+        if same and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found

@@ -1,0 +1,200 @@
+"""What a test changes in the workers of a session; see sitecustomize.py."""
+
+import dataclasses
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import Trainer
+
+from academic_pretraining.benchmarking import probe
+from academic_pretraining.benchmarking.build import build_model
+from academic_pretraining.benchmarking.in_force import check_in_force
+from academic_pretraining.benchmarking.timing import StepTimer
+from academic_pretraining.config import TrainingConfig
+from academic_pretraining.errors import HardwareMismatchError, MeasurementError
+from academic_pretraining.gpus import Hardware
+from academic_pretraining.methods import Method, Sharding
+
+_seen = Counter()
+
+
+def record(worker) -> None:
+    """Leave `rank*.facts.json`: how the trained model really was divided, and every verdict."""
+    probe.build_model = _build_watched
+    probe.check_in_force = _record
+
+
+def without_help(worker) -> None:
+    """Train as accelerate does by itself on a CPU."""
+    probe.allow_fsdp_on_cpu = lambda arguments: None
+
+
+def raises(worker) -> None:
+    _fail_on_rank_1(worker, _raise)
+
+
+def is_killed(worker) -> None:
+    _fail_on_rank_1(worker, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def exits(worker) -> None:
+    _fail_on_rank_1(worker, lambda: sys.exit(7))
+
+
+def runs_out_of_memory(worker) -> None:
+    _fail_on_rank_1(worker, _run_out_of_memory)
+
+
+def hangs(worker) -> None:
+    _fail_on_rank_1(worker, _sleep_for_ever)
+
+
+def is_on_another_gpu(worker) -> None:
+    def mismatch(config, cuda):
+        raise HardwareMismatchError("GPU type a was declared, but this rank runs on a b")
+
+    worker._check_device = mismatch
+
+
+def _fail_on_rank_1(worker, fault) -> None:
+    """Fail where the other rank already waits in a collective."""
+
+    def run_probe(config, probe, *, output_dir):
+        directory = Path(output_dir).parent
+        rank = int(os.environ["RANK"])
+        (directory / f"rank{rank}.group").write_text(str(os.getpgid(0)))
+        dist.barrier()
+        if rank == 1:
+            time.sleep(0.5)
+            fault()
+        dist.barrier()
+        raise AssertionError("rank 0 was not left waiting")
+
+    worker.run_probe = run_probe
+
+
+def _raise():
+    raise ZeroDivisionError("the original cause")
+
+
+def _run_out_of_memory():
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 79.11 GiB "
+        "of which 1.50 GiB is free."
+    )
+
+
+def _sleep_for_ever():
+    while True:
+        time.sleep(1)
+
+
+def _build_watched(recipe, **how):
+    """Count how often layers run, and see what they hold when a forward pass is over."""
+    model = build_model(recipe, **how)
+    layers = [m for m in model.modules() if type(m).__name__ == recipe.layer_class]
+    layers[0].get_submodule("mlp").register_forward_pre_hook(
+        lambda *_: _seen.update(["layer runs"])
+    )
+
+    def at_the_end(*_):
+        _seen.update(["forward passes"])
+        held = [p for p in layers[0].parameters() if isinstance(p, DTensor) or not p.numel()]
+        if held:
+            _seen.update(["layers resharded after forward"])
+
+    head = model.get_output_embeddings()
+    assert head is not None
+    head.register_forward_pre_hook(at_the_end)
+    return model
+
+
+def _record(trainer: Trainer, config: TrainingConfig, *, compiled: bool) -> None:
+    wrapped = trainer.model_wrapped
+    assert isinstance(wrapped, nn.Module)
+    assert trainer.model is not None
+    parameters = list(trainer.model.parameters())
+    facts = {
+        "wrapped": type(wrapped).__name__,
+        "inner": type(getattr(wrapped, "_orig_mod", wrapped)).__name__,
+        "parameters": sum(map(_own_numel, parameters)),
+        "largest in full": max(map(_numel_in_full, parameters)),
+        "optimizer state": _optimizer_numel(trainer, wrapped),
+        "partitions gradients": isinstance(wrapped, DeepSpeedEngine)
+        and bool(getattr(wrapped.optimizer, "partition_gradients", False)),
+        "accumulation": trainer.args.gradient_accumulation_steps,
+        "global step": trainer.state.global_step,
+        "sum of squares": sum(float(_local(p).double().square().sum()) for p in parameters),
+        "samples": [dataclasses.asdict(s) for s in _timer(trainer).samples()],
+        "peak bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "finite": all(bool(torch.isfinite(_local(p)).all()) for p in parameters),
+        "seen": dict(_seen),
+        "verdicts": _verdicts(trainer, config, compiled),
+    }
+    path = Path(str(trainer.args.output_dir)).parent / f"rank{os.environ['RANK']}.facts.json"
+    path.write_text(json.dumps(facts))
+    check_in_force(trainer, config, compiled=compiled)
+
+
+def _timer(trainer: Trainer) -> StepTimer:
+    return next(c for c in trainer.callback_handler.callbacks if isinstance(c, StepTimer))
+
+
+def _local(parameter: nn.Parameter) -> torch.Tensor:
+    if hasattr(parameter, "ds_tensor"):
+        return parameter.ds_tensor  # pyright: ignore
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
+
+
+def _own_numel(parameter: nn.Parameter) -> int:
+    return _local(parameter).numel()
+
+
+def _numel_in_full(parameter: nn.Parameter) -> int:
+    """Elements of a parameter that this rank holds as a whole now."""
+    return 0 if isinstance(parameter, DTensor) else parameter.numel()
+
+
+def _optimizer_numel(trainer: Trainer, wrapped: nn.Module) -> int:
+    optimizer = trainer.optimizer
+    if isinstance(wrapped, DeepSpeedEngine):
+        optimizer = wrapped.optimizer.optimizer  # pyright: ignore
+    states = [state["exp_avg"] for state in optimizer.state.values()]  # pyright: ignore
+    return sum(map(_own_numel, states))
+
+
+def _verdicts(trainer: Trainer, config: TrainingConfig, compiled: bool) -> dict[str, str]:
+    """Ask for other settings than those that trained, one at a time and sharding in each way."""
+    gpus = dataclasses.replace(
+        config, hardware=Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
+    )
+    method = gpus.method
+    checkpointing = dataclasses.replace(
+        method, activation_checkpointing=not method.activation_checkpointing
+    )
+    asked: dict[str, tuple[Method, bool]] = {
+        f"sharding {sharding}": (dataclasses.replace(method, sharding=sharding), compiled)
+        for sharding in Sharding
+    }
+    asked |= {"compile": (method, not compiled), "checkpointing": (checkpointing, compiled)}
+    if method.sharding is not Sharding.NONE:
+        asked["offloading"] = (dataclasses.replace(method, offloading=True), compiled)
+    verdicts = {}
+    for name, (other, wish) in asked.items():
+        verdicts[name] = ""
+        try:
+            check_in_force(trainer, dataclasses.replace(gpus, method=other), compiled=wish)
+        except MeasurementError as error:
+            verdicts[name] = str(error).partition("not in force: ")[2]
+    return verdicts

@@ -1,0 +1,103 @@
+import math
+import statistics
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from academic_pretraining.benchmarking.fit import fit_step_time
+from academic_pretraining.benchmarking.probes import StepSample
+
+seconds = st.floats(1e-4, 100)
+accumulations = st.integers(1, 512)
+
+
+def sample(accumulation: int, seconds: float, *, skipped: bool = False) -> StepSample:
+    return StepSample(
+        accumulation=accumulation,
+        seconds=seconds,
+        data_seconds=0.0,
+        optimizer_seconds=0.0,
+        skipped=skipped,
+    )
+
+
+@given(a=seconds, b=seconds, low=accumulations, high=accumulations, real=accumulations)
+def test_exact_steps_give_back_what_they_were_made_of(a, b, low, high, real):
+    assume(low < high)
+    samples = [sample(n, a * n + b) for n in (high, high, low, high, low)]
+    fitted = fit_step_time(samples, real)
+    assert fitted.micro_step_seconds == pytest.approx(a, rel=1e-6, abs=1e-9 * b)
+    # What is left when a long step is divided loses digits with its length.
+    assert fitted.overhead_seconds == pytest.approx(b, rel=1e-6, abs=1e-9 * a * high)
+    assert fitted.seconds == pytest.approx(a * real + b, rel=1e-6, abs=1e-9 * a * high)
+    assert fitted.standard_error_seconds == pytest.approx(0, abs=1e-9 * (a * real + a * high + b))
+    assert fitted.spread == pytest.approx(0, abs=1e-9)
+    assert fitted.extrapolated == (real > high)
+
+
+@given(step=seconds, timed=accumulations, real=accumulations)
+def test_a_single_accumulation_is_scaled_as_a_whole(step, timed, real):
+    fitted = fit_step_time([sample(timed, step)] * 3, real)
+    assert fitted.seconds == pytest.approx(step * real / timed)
+    assert fitted.micro_step_seconds == pytest.approx(step / timed)
+    assert fitted.overhead_seconds == 0
+    assert fitted.extrapolated == (real > timed)
+
+
+@given(
+    high=st.lists(seconds, min_size=2, max_size=9),
+    low=st.lists(seconds, min_size=2, max_size=9),
+    real=st.integers(8, 512),
+)
+def test_standard_error_is_that_of_a_weighted_sum_of_two_means(high, low, real):
+    samples = [sample(8, s) for s in high] + [sample(2, s) for s in low]
+    weight = (real - 2) / (8 - 2)
+    variances = [statistics.variance(values) / len(values) for values in (high, low)]
+    expected = math.sqrt(weight**2 * variances[0] + (1 - weight) ** 2 * variances[1])
+    fitted = fit_step_time(samples, real)
+    assert fitted.standard_error_seconds == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    mean = weight * statistics.fmean(high) + (1 - weight) * statistics.fmean(low)
+    # Far below both summands where they cancel.
+    assert fitted.seconds == pytest.approx(mean, rel=1e-6, abs=1e-6)
+
+
+def test_standard_error_of_a_single_accumulation_scales_with_it():
+    fitted = fit_step_time([sample(4, 1.0), sample(4, 2.0), sample(4, 3.0)], 12)
+    assert fitted.seconds == pytest.approx(6.0)
+    assert fitted.standard_error_seconds == pytest.approx(3 / math.sqrt(3))
+    assert fitted.spread == pytest.approx(0.5)
+
+
+def test_one_step_has_no_spread():
+    fitted = fit_step_time([sample(4, 1.0)], 4)
+    assert (fitted.seconds, fitted.standard_error_seconds, fitted.spread) == (1.0, 0.0, 0.0)
+
+
+def test_at_the_longest_timed_accumulation_only_its_own_steps_count():
+    samples = [sample(8, 1.0), sample(8, 1.2), sample(2, 0.1), sample(2, 0.9)]
+    fitted = fit_step_time(samples, 8)
+    assert fitted.seconds == pytest.approx(1.1)
+    assert fitted.standard_error_seconds == pytest.approx(0.1)
+    assert not fitted.extrapolated
+
+
+def test_skipped_steps_are_left_out():
+    samples = [sample(4, 1.0), sample(4, 1.0), sample(2, 0.6), sample(2, 0.6)]
+    skipped = [sample(4, 0.1, skipped=True), sample(2, 9.0, skipped=True)]
+    assert fit_step_time([*skipped, *samples], 16) == fit_step_time(samples, 16)
+
+
+def test_skipped_steps_count_where_there_are_no_others():
+    skipped = [sample(4, 1.0, skipped=True), sample(2, 0.6, skipped=True)]
+    assert fit_step_time(skipped, 16).seconds == pytest.approx(3.4)
+
+
+def test_the_order_of_the_steps_does_not_matter():
+    samples = [sample(4, 1.0), sample(2, 0.6), sample(4, 1.1), sample(2, 0.7)]
+    assert fit_step_time(samples, 16) == fit_step_time(samples[::-1], 16)
+
+
+def test_no_steps_cannot_be_fitted():
+    with pytest.raises(ValueError, match="no timed steps"):
+        fit_step_time([], 4)

@@ -1,0 +1,120 @@
+"""Real training on two gloo workers: what each rank holds, and not what it was asked for."""
+
+import pytest
+
+from academic_pretraining.benchmarking.build import parameter_count
+from academic_pretraining.benchmarking.probes import Outcome, Purpose
+from academic_pretraining.methods import Method, Sharding
+
+pytestmark = pytest.mark.slow
+
+NAIVE = Method()
+COMPILED = Method(free_lunch=True)
+ZERO_1 = Method(sharding=Sharding.ZERO_1, activation_checkpointing=True)
+ZERO_2 = Method(sharding=Sharding.ZERO_2, free_lunch=True)
+FSDP_GRAD = Method(sharding=Sharding.FSDP_SHARD_GRAD_OP)
+FSDP_FULL = Method(sharding=Sharding.FSDP_FULL_SHARD, activation_checkpointing=True)
+EVERY = (NAIVE, COMPILED, ZERO_1, ZERO_2, FSDP_GRAD, FSDP_FULL)
+
+every_method = pytest.mark.parametrize("method", EVERY, ids=lambda method: method.label)
+
+# An epoch of 3 steps with 4 micro-batches each and one with 2, three times.
+MICRO_BATCHES, STEPS = 42, 12
+
+
+@every_method
+def test_a_session_trains_and_ends(recorded, method):
+    session = recorded(method)
+    assert session.end.finished
+    [result] = session.end.results
+    assert result.outcome is Outcome.OK
+    assert (result.probe.purpose, result.probe.micro_batch_size) == (Purpose.TIMING, 1)
+    assert [s.accumulation for s in result.samples] == [4, 2, 4, 4, 2, 4, 4, 2]
+    for facts in session.facts:
+        assert facts["finite"]
+        assert facts["global step"] == STEPS
+        assert facts["seen"]["forward passes"] == MICRO_BATCHES
+
+
+@pytest.mark.parametrize(
+    ("method", "wrapped", "inner"),
+    [
+        (NAIVE, "DistributedDataParallel", "DistributedDataParallel"),
+        (COMPILED, "OptimizedModule", "DistributedDataParallel"),
+        (ZERO_1, "DeepSpeedEngine", "DeepSpeedEngine"),
+        (ZERO_2, "DeepSpeedEngine", "DeepSpeedEngine"),
+        (FSDP_GRAD, "FSDPGPTNeoXForCausalLM", "FSDPGPTNeoXForCausalLM"),
+        (FSDP_FULL, "FSDPGPTNeoXForCausalLM", "FSDPGPTNeoXForCausalLM"),
+    ],
+)
+def test_the_backend_asked_for_wraps_the_model(recorded, method, wrapped, inner):
+    for facts in recorded(method).facts:
+        assert (facts["wrapped"], facts["inner"]) == (wrapped, inner)
+
+
+@every_method
+def test_each_rank_holds_its_share_of_the_parameters(recorded, method):
+    session = recorded(method)
+    whole = parameter_count(session.config.recipe)
+    held = [facts["parameters"] for facts in session.facts]
+    if method.sharding in (Sharding.FSDP_SHARD_GRAD_OP, Sharding.FSDP_FULL_SHARD, Sharding.ZERO_3):
+        # Both halves of the embedding, and of all else; a little more where a size is odd.
+        assert sum(held) == pytest.approx(whole, rel=0.01)
+        assert held == pytest.approx([whole / 2] * 2, rel=0.01)
+        largest = [facts["largest in full"] for facts in session.facts]
+        assert max(largest) < session.config.recipe.architecture["hidden_size"] * 4
+    else:
+        assert held == [whole, whole]
+
+
+@every_method
+def test_each_rank_holds_its_share_of_the_optimizer_state(recorded, method):
+    session = recorded(method)
+    whole = parameter_count(session.config.recipe)
+    held = [facts["optimizer state"] for facts in session.facts]
+    if method.sharding is Sharding.NONE:
+        assert held == [whole, whole]
+    else:
+        assert held == pytest.approx([whole / 2] * 2, rel=0.01)
+        assert sum(held) >= whole
+
+
+@pytest.mark.parametrize(("method", "partitioned"), [(ZERO_1, False), (ZERO_2, True)])
+def test_zero_2_partitions_gradients_and_zero_1_does_not(recorded, method, partitioned):
+    for facts in recorded(method).facts:
+        assert facts["partitions gradients"] == partitioned
+
+
+@pytest.mark.parametrize(("method", "times"), [(FSDP_GRAD, 0), (FSDP_FULL, MICRO_BATCHES)])
+def test_full_sharding_lets_go_of_a_layer_after_its_forward_pass(recorded, method, times):
+    for facts in recorded(method).facts:
+        assert facts["seen"].get("layers resharded after forward", 0) == times
+
+
+@pytest.mark.parametrize("method", [NAIVE, ZERO_1, FSDP_GRAD, FSDP_FULL], ids=lambda m: m.label)
+def test_checkpointing_runs_each_layer_a_second_time(recorded, method):
+    runs = 2 if method.activation_checkpointing else 1
+    for facts in recorded(method).facts:
+        assert facts["seen"]["layer runs"] == runs * MICRO_BATCHES
+
+
+@pytest.mark.parametrize("method", [NAIVE, COMPILED, ZERO_1, ZERO_2], ids=lambda m: m.label)
+def test_whole_copies_stay_the_same_on_all_ranks(recorded, method):
+    # They see different data, so that without a synchronisation they would drift apart.
+    first, second = (facts["sum of squares"] for facts in recorded(method).facts)
+    assert first == second
+
+
+@every_method
+def test_graphs_are_counted_where_there_are_any(recorded, method):
+    [result] = recorded(method).end.results
+    assert result.probe.compile == method.free_lunch
+    assert (result.graphs > 0) == method.free_lunch
+
+
+def test_fsdp_that_accelerate_drops_never_counts_as_fsdp(altered_session, tiny_config):
+    session = altered_session("without_help", tiny_config(FSDP_GRAD))
+    assert not session.end.finished
+    [result] = session.end.results
+    assert result.outcome is Outcome.CRASHED
+    assert "not in force: sharding backend is None instead of fsdp" in result.cause

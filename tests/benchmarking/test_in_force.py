@@ -1,0 +1,122 @@
+import dataclasses
+
+import pytest
+from transformers import Trainer, TrainingArguments
+
+from academic_pretraining.benchmarking.build import build_model, synthetic_dataset
+from academic_pretraining.benchmarking.in_force import check_in_force
+from academic_pretraining.errors import MeasurementError
+from academic_pretraining.methods import Method, Sharding
+
+# The same as in test_gloo.py, so that nothing is trained twice.
+RECORDED = (
+    Method(),
+    Method(free_lunch=True),
+    Method(sharding=Sharding.ZERO_1, activation_checkpointing=True),
+    Method(sharding=Sharding.ZERO_2, free_lunch=True),
+    Method(sharding=Sharding.FSDP_SHARD_GRAD_OP),
+    Method(sharding=Sharding.FSDP_FULL_SHARD, activation_checkpointing=True),
+)
+trained = pytest.mark.parametrize("method", RECORDED, ids=lambda method: method.label)
+
+
+def verdicts_of(session) -> dict[str, str]:
+    first, second = (facts["verdicts"] for facts in session.facts)
+    assert first == second
+    return first
+
+
+@pytest.mark.slow
+@trained
+@pytest.mark.parametrize("asked", Sharding)
+def test_only_the_sharding_that_trained_is_accepted(recorded, method, asked):
+    verdict = verdicts_of(recorded(method))[f"sharding {asked}"]
+    assert (verdict == "") == (asked is method.sharding)
+    if asked.backend is not method.sharding.backend:
+        expected = f"sharding backend is {method.sharding.backend} instead of {asked.backend}"
+        assert expected in verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "asked", "expected"),
+    [
+        (RECORDED[2], Sharding.ZERO_2, "ZeRO stage is 1 instead of 2"),
+        (RECORDED[2], Sharding.ZERO_3, "ZeRO stage is 1 instead of 3"),
+        (RECORDED[3], Sharding.ZERO_1, "ZeRO stage is 2 instead of 1"),
+        (
+            RECORDED[4],
+            Sharding.FSDP_FULL_SHARD,
+            "reshard after forward is False instead of True",
+        ),
+        (
+            RECORDED[5],
+            Sharding.FSDP_SHARD_GRAD_OP,
+            "reshard after forward is True instead of False",
+        ),
+    ],
+)
+def test_the_stage_that_differs_is_all_that_is_named(recorded, method, asked, expected):
+    assert verdicts_of(recorded(method))[f"sharding {asked}"] == expected
+
+
+@pytest.mark.slow
+@trained
+def test_another_compilation_is_refused(recorded, method):
+    found = method.free_lunch
+    verdict = verdicts_of(recorded(method))["compile"]
+    assert verdict == f"compile is {found} instead of {not found}"
+
+
+@pytest.mark.slow
+@trained
+def test_another_checkpointing_is_refused(recorded, method):
+    found = method.activation_checkpointing
+    verdict = verdicts_of(recorded(method))["checkpointing"]
+    assert verdict == f"checkpointing is {found} instead of {not found}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", RECORDED[2:], ids=lambda method: method.label)
+def test_offloading_that_is_not_there_is_refused(recorded, method):
+    verdict = verdicts_of(recorded(method))["offloading"]
+    assert verdict == "offloading is False instead of True"
+
+
+@pytest.fixture
+def trainer(tmp_path, tiny_config, own_trainer_state) -> Trainer:
+    """A Trainer of one process, after its training."""
+    recipe = tiny_config().recipe
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, max_steps=1, report_to="none", disable_tqdm=True
+    )
+    trainer = Trainer(
+        model=build_model(recipe, attention="eager"),
+        args=arguments,
+        train_dataset=synthetic_dataset(recipe, 8),
+    )
+    trainer.train()
+    return trainer
+
+
+def test_a_single_process_needs_no_data_parallelism(trainer, tiny_config):
+    check_in_force(trainer, tiny_config(workers=1), compiled=False)
+
+
+def test_two_processes_that_do_not_synchronise_are_refused(trainer, tiny_config):
+    with pytest.raises(MeasurementError, match="data parallel is False instead of True") as caught:
+        check_in_force(trainer, tiny_config(workers=2), compiled=False)
+    assert "; " not in str(caught.value)
+
+
+def test_the_error_names_the_configuration_and_everything_that_differs(trainer, tiny_config):
+    config = tiny_config(workers=2)
+    method = Method(sharding=Sharding.FSDP_FULL_SHARD, activation_checkpointing=True)
+    config = dataclasses.replace(config, method=method)
+    with pytest.raises(MeasurementError) as caught:
+        check_in_force(trainer, config, compiled=True)
+    assert str(caught.value) == (
+        f"{config.label}: not in force: sharding backend is None instead of fsdp; "
+        "reshard after forward is False instead of True; "
+        "checkpointing is False instead of True; compile is False instead of True"
+    )

@@ -1,0 +1,202 @@
+"""The parent's side of launch.py, with a stand-in for the child that needs no torch."""
+
+import json
+import os
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from academic_pretraining.benchmarking import launch
+from academic_pretraining.benchmarking.launch import SessionEnd, run_session
+from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
+from academic_pretraining.benchmarking.search import QUICK
+from academic_pretraining.config import config_to_dict
+
+PROLOGUE = """\
+#!{python}
+import json, os, signal, sys, time
+from pathlib import Path
+folder = Path(sys.argv[-1])
+
+def tell(**event):
+    with (folder / "events.jsonl").open("a") as stream:
+        stream.write(json.dumps(event) + "\\n")
+
+def fail(rank, outcome, cause, when):
+    failure = dict(outcome=outcome, cause=cause, time=when, log=f"rank{{rank}}.log")
+    failure |= dict(requested_bytes=None, free_bytes=None)
+    (folder / f"rank{{rank}}.partial").write_text(json.dumps(failure))
+    (folder / f"rank{{rank}}.partial").rename(folder / f"rank{{rank}}.failure.json")
+
+PROBE = {probe!r}
+RESULT = {result!r}
+"""
+
+
+def a_probe(**changes) -> Probe:
+    asked = {"purpose": Purpose.TIMING, "micro_batch_size": 4, "high": 4, "high_steps": 6}
+    return Probe(**{**asked, "compile": False, "deadline_seconds": 60.0, **changes})
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch, tiny_config):
+    """Run a session whose child is a few lines of Python."""
+
+    def run(lines: str, probe: Probe | None = None, **how) -> SessionEnd:
+        result = ProbeResult(probe=probe or a_probe(), outcome=Outcome.OK, seconds=1.5)
+        stand_in = tmp_path / "python"
+        # As JSON, for the enumerations stand for their values.
+        values = {"probe": result.to_dict()["probe"], "result": result.to_dict()}
+        values = json.loads(json.dumps(values))
+        text = PROLOGUE.format(python=sys.executable, **values) + textwrap.dedent(lines)
+        stand_in.write_text(text)
+        stand_in.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(stand_in))
+        return run_session(tiny_config(), QUICK, how.pop("history", []), directory=tmp_path, **how)
+
+    return run
+
+
+def test_a_session_that_ends_by_itself_is_finished(play):
+    begun = []
+    end = play(
+        """
+        tell(kind="environment", kernels="eager")
+        tell(kind="start", probe=PROBE)
+        tell(kind="result", result=RESULT)
+        tell(kind="done")
+        """,
+        on_probe=begun.append,
+    )
+    assert end.finished
+    assert end.environment["kernels"] == "eager"
+    assert begun == [a_probe()]
+    [result] = end.results
+    assert (result.probe, result.outcome, result.seconds) == (a_probe(), Outcome.OK, 1.5)
+
+
+def test_the_request_says_everything(play, tmp_path, tiny_config):
+    history = [ProbeResult(probe=a_probe(), outcome=Outcome.OUT_OF_MEMORY)]
+    play('tell(kind="done")', history=history)
+    request = json.loads((tmp_path / "request.json").read_text())
+    assert request["config"] == json.loads(json.dumps(config_to_dict(tiny_config())))
+    assert [ProbeResult.from_dict(r) for r in request["history"]] == history
+    assert request["effort"]["timing_seconds"] == QUICK.timing_seconds
+
+
+def test_a_restart_is_neither_an_end_nor_a_failure(play):
+    end = play('tell(kind="result", result=RESULT); tell(kind="restart"); time.sleep(60)')
+    assert not end.finished
+    assert [r.outcome for r in end.results] == [Outcome.OK]
+
+
+def test_an_event_that_is_half_written_is_waited_for(play):
+    end = play(
+        """
+        text = json.dumps(dict(kind="result", result=RESULT)) + "\\n"
+        with (folder / "events.jsonl").open("a") as stream:
+            for part in (text[:50], text[50:]):
+                stream.write(part)
+                stream.flush()
+                time.sleep(0.5)
+        tell(kind="done")
+        """
+    )
+    assert end.finished
+    assert len(end.results) == 1
+
+
+def test_last_words_of_a_launcher_are_the_cause(play, tmp_path):
+    end = play('tell(kind="start", probe=PROBE); print("some\\nlast words", flush=True)')
+    [result] = end.results
+    assert (result.outcome, result.cause) == (Outcome.CRASHED, "last words")
+    assert result.probe == a_probe()
+    assert result.log == str(tmp_path / "launcher.log")
+
+
+def test_a_launcher_that_dies_silently_is_a_crash(play):
+    [result] = play("os.kill(os.getpid(), signal.SIGKILL)").results
+    assert result.outcome is Outcome.CRASHED
+    assert result.cause == "the launcher ended without a word"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_earliest_of_several_crashes_is_the_cause(play, first):
+    end = play(f'fail({first}, "crashed", "first", 1.0); fail({1 - first}, "crashed", "then", 2.0)')
+    [result] = end.results
+    assert (result.outcome, result.cause) == (Outcome.CRASHED, "first")
+    assert result.log == f"rank{first}.log"
+
+
+def test_memory_that_ran_out_comes_before_the_crash_that_it_led_to(play, monkeypatch):
+    # The rank that was left alone may be the first to say so.
+    monkeypatch.setattr(launch, "_GRACE_SECONDS", 2.0)
+    end = play(
+        """
+        fail(0, "crashed", "Connection closed by peer", 1.0)
+        time.sleep(0.3)
+        fail(1, "out of memory", "OutOfMemoryError", 2.0)
+        time.sleep(60)
+        """
+    )
+    [result] = end.results
+    assert (result.outcome, result.cause) == (Outcome.OUT_OF_MEMORY, "OutOfMemoryError")
+
+
+@pytest.mark.parametrize(
+    ("compiles", "outcome"), [(True, Outcome.COMPILE_FAILED), (False, Outcome.CRASHED)]
+)
+def test_only_a_compiled_probe_can_fail_to_compile(play, compiles, outcome):
+    lines = 'tell(kind="start", probe=PROBE); fail(0, "compile failed", "no kernel", 1.0)'
+    [result] = play(lines, a_probe(compile=compiles)).results
+    assert (result.outcome, result.cause) == (outcome, "no kernel")
+
+
+def test_a_failure_after_an_answered_probe_is_not_laid_to_it(play):
+    lines = 'tell(kind="start", probe=PROBE); tell(kind="result", result=RESULT)'
+    end = play(lines + '; time.sleep(0.5); fail(0, "crashed", "later", 1.0); time.sleep(60)')
+    assert [r.outcome for r in end.results] == [Outcome.OK, Outcome.CRASHED]
+    assert end.results[1].probe != a_probe()
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_silence_beyond_the_deadline_is_a_hang_and_ends_the_child(
+    play, tmp_path, monkeypatch, living_in_group, started
+):
+    monkeypatch.setattr(launch, "_START_SECONDS", 60.0 if started else 1.0)
+    end = play(
+        f"""
+        if {started}:
+            tell(kind="start", probe=PROBE)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (folder / "group").write_text(str(os.getpgid(0)))
+        os.fork()
+        time.sleep(600)
+        """,
+        a_probe(deadline_seconds=1.0),
+    )
+    [result] = end.results
+    assert result.outcome is Outcome.HUNG
+    assert "no answer within" in result.cause
+    group = int((tmp_path / "group").read_text())
+    assert group != os.getpgid(0)
+    assert living_in_group(group) == []
+
+
+def test_each_probe_has_its_own_deadline(play):
+    # Two probes and the pause between them take longer than either may.
+    twice = 'tell(kind="start", probe=PROBE); time.sleep(1.5); tell(kind="result", result=RESULT)'
+    lines = f'{twice}; time.sleep(1.5); {twice}; tell(kind="done")'
+    end = play(lines, a_probe(deadline_seconds=4.0))
+    assert end.finished
+    assert len(end.results) == 2
+
+
+def test_a_session_leaves_only_its_own_folder(play, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    play('tell(kind="done")')
+    assert list(Path(elsewhere).iterdir()) == []

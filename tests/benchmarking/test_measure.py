@@ -1,0 +1,213 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from academic_pretraining.benchmarking import measure as measure_module
+from academic_pretraining.benchmarking.build import example_bytes
+from academic_pretraining.benchmarking.launch import SessionEnd
+from academic_pretraining.benchmarking.measure import measure
+from academic_pretraining.benchmarking.probes import (
+    Outcome,
+    Probe,
+    ProbeResult,
+    Purpose,
+    StepSample,
+)
+from academic_pretraining.benchmarking.search import QUICK, Effort
+from academic_pretraining.errors import MeasurementError
+
+ENVIRONMENT = {
+    "kernels": "sdpa",
+    "model_flops_per_example": 1000,
+    "device_name": "NVIDIA H200",
+    "device_bytes": 140 * 2**30,
+}
+
+
+def a_result(size: int = 4, outcome=Outcome.OK, purpose=Purpose.TIMING, **changes) -> ProbeResult:
+    probe = {name: changes.pop(name) for name in ("compile", "high") if name in changes}
+    step = changes.pop("step", 1.0)
+    asked = Probe(
+        **{
+            "purpose": purpose,
+            "micro_batch_size": size,
+            "high": 2,
+            "high_steps": 6,
+            "compile": False,
+            "deadline_seconds": 60.0,
+            **probe,
+        }
+    )
+    sample = StepSample(
+        accumulation=asked.high,
+        seconds=step,
+        data_seconds=0.0,
+        optimizer_seconds=0.0,
+        skipped=False,
+    )
+    samples = (sample, sample) if outcome is Outcome.OK else ()
+    return ProbeResult(probe=asked, outcome=outcome, samples=samples, **changes)
+
+
+@pytest.fixture
+def given() -> list[tuple[list[ProbeResult], Path]]:
+    """The history and the folder that each session was given."""
+    return []
+
+
+@pytest.fixture
+def play(monkeypatch, tiny_config, tmp_path, given):
+    """Measure with sessions that end as a list says."""
+
+    def run(*sessions: list[ProbeResult], last_is_finished: bool = True):
+        ends = list(sessions)
+
+        def run_session(config, effort, history, *, directory, on_probe):
+            given.append((list(history), directory))
+            assert list(directory.iterdir()) == []
+            (directory / "rank0.log").write_text("what happened")
+            end = SessionEnd(results=ends.pop(0), environment=ENVIRONMENT, start_seconds=2.0)
+            end.finished = last_is_finished and not ends
+            return end
+
+        monkeypatch.setattr(measure_module, "run_session", run_session)
+        config = tiny_config(gpu_type="h200", global_batch_size=64)
+        return measure(config, Effort(), scratch=tmp_path / "new" / "scratch")
+
+    return run
+
+
+def test_the_fastest_timing_is_the_best(play):
+    found = play([a_result(4, step=2.0), a_result(16, step=1.0), a_result(8, step=9.0)])
+    assert found.outcome == "measured"
+    # 64 examples on two GPUs; samples of two micro-batches each are scaled.
+    assert {t.micro_batch_size: t.step_seconds for t in found.timings} == {4: 8.0, 16: 1.0, 8: 18.0}
+    assert found.best == found.timings[1]
+    assert found.best.gradient_accumulation_steps == 2
+    assert found.best.global_batch_size == 64
+    assert found.best.samples == ((2, 1.0), (2, 1.0))
+    assert (found.sessions, found.kernels, found.device_name) == (1, "sdpa", "NVIDIA H200")
+    assert found.seconds["launch"] == 2.0
+
+
+def test_a_session_that_ends_with_memory_is_carried_on(play, given):
+    memory = a_result(8, Outcome.OUT_OF_MEMORY, requested_bytes=10, free_bytes=3)
+    found = play([a_result(1, purpose=Purpose.MEMORY, peak_bytes=7), memory], [a_result(4)])
+    (_, first), (history, second) = given
+    assert [r.outcome for r in history] == [Outcome.OK, Outcome.OUT_OF_MEMORY]
+    assert first != second
+    assert found.outcome == "measured"
+    assert found.memory_ramp == ((1, 7),)
+    assert found.out_of_memory_micro_batch_size == 8
+    assert (found.out_of_memory_requested_bytes, found.out_of_memory_free_bytes) == (10, 3)
+    assert found.sessions == 2
+    assert not first.exists()
+    assert not second.exists()
+
+
+def test_nothing_that_fits_is_a_result_too(play):
+    memory = a_result(1, Outcome.OUT_OF_MEMORY, requested_bytes=10, free_bytes=3)
+    found = play([memory], [memory], [])
+    assert (found.outcome, found.best, found.timings) == ("out of memory", None, ())
+    assert found.out_of_memory_micro_batch_size == 1
+    assert found.compile == "off"
+
+
+@pytest.mark.parametrize("outcome", [Outcome.CRASHED, Outcome.HUNG])
+def test_a_single_fault_is_forgotten_but_its_log_stays(play, given, outcome):
+    done = a_result(1, purpose=Purpose.MEMORY)
+    found = play([done, a_result(4, outcome, cause="cosmic ray")], [a_result(4)])
+    (_, first), (history, second) = given
+    assert history == [done]
+    assert found.outcome == "measured"
+    assert found.sessions == 2
+    assert (first / "rank0.log").read_text() == "what happened"
+    assert not second.exists()
+
+
+@pytest.mark.parametrize("outcome", [Outcome.CRASHED, Outcome.HUNG])
+def test_a_second_fault_is_raised_with_its_cause(play, given, outcome, tmp_path):
+    log = str(tmp_path / "rank1.log")
+    fault = a_result(4, outcome, cause="KeyError: 'x'", log=log)
+    with pytest.raises(MeasurementError) as caught:
+        play([fault], [a_result(2)], [fault], last_is_finished=False)
+    assert len(given) == 3
+    assert str(caught.value) == (
+        f"pythia-14m on 2 x h200: naive: {outcome} in timing at micro-batch 4: KeyError: 'x' "
+        f"(log: {log})"
+    )
+    assert all((directory / "rank0.log").exists() for _, directory in given[::2])
+
+
+def test_a_compilation_that_hangs_has_failed(play, given):
+    hung = a_result(4, Outcome.HUNG, compile=True, cause="no answer within 60 s")
+    # Three times would be two faults too many, were they taken for crashes.
+    found = play([hung], [a_result(4)])
+    (_, _), (history, _) = given
+    assert [r.outcome for r in history] == [Outcome.COMPILE_FAILED]
+    assert found.compile == "failed"
+    assert found.compile_error == "compilation exceeded its time: no answer within 60 s"
+
+
+@pytest.mark.parametrize(
+    ("compiled", "graphs", "state"), [(True, 3, "on"), (True, 0, "no graph"), (False, 0, "off")]
+)
+def test_compilation_is_named_as_it_was(play, compiled, graphs, state):
+    found = play([a_result(4, compile=compiled, graphs=graphs)])
+    assert found.compile == state
+    assert found.compile_error == ""
+    assert found.best.compiled_graphs == graphs
+
+
+def test_micro_batches_that_wait_on_the_gpu_count_in_the_peak(play, tiny_config):
+    found = play([a_result(4, high=3, peak_bytes=1000, reserved_bytes=2000)])
+    # Of the eight of a real step, five were not there.
+    waiting = 5 * 4 * example_bytes(tiny_config().recipe)
+    assert waiting > 0
+    assert found.best.peak_bytes == 1000 + waiting
+    assert found.best.reserved_bytes == 2000 + waiting
+
+
+def test_seconds_are_divided_by_phase(play):
+    memory = a_result(1, purpose=Purpose.MEMORY, seconds=10.0, build_seconds=4.0)
+    timing = a_result(4, seconds=30.0, build_seconds=5.0, warm_up_seconds=11.0)
+    seconds = play([memory, timing]).seconds
+    assert seconds.pop("all") > 0
+    assert seconds == {
+        "launch": 2.0,
+        "build": 9.0,
+        "compile and warm-up": 11.0,
+        "memory ramp": 6.0,
+        "timing": 14.0,
+    }
+
+
+@pytest.mark.slow
+def test_a_real_measurement(tiny_config, tmp_path):
+    begun = []
+    config = tiny_config()
+    found = measure(config, QUICK, scratch=tmp_path / "scratch", on_probe=begun.append)
+    assert (found.outcome, found.compile, found.sessions) == ("measured", "off", 1)
+    assert found.kernels == "eager"
+    best = found.best
+    assert best is not None
+    assert found.timings == (best,)
+    assert (best.micro_batch_size, best.gradient_accumulation_steps) == (1, 4)
+    assert best.global_batch_size == config.recipe.global_batch_size
+    assert best.step_seconds > 0
+    assert [accumulation for accumulation, _ in best.samples] == [4] * 4
+    assert found.memory_ramp == ()
+    assert [probe.purpose for probe in begun] == [Purpose.TIMING]
+    assert found.seconds["all"] >= found.seconds["launch"] + found.seconds["timing"]
+    assert list(Path(tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_memory_that_really_runs_out_is_a_result(tiny_config, tmp_path, monkeypatch, alter):
+    alter(monkeypatch, "runs_out_of_memory")
+    found = measure(tiny_config(), QUICK, scratch=tmp_path)
+    assert (found.outcome, found.sessions) == ("out of memory", 2)
+    assert found.out_of_memory_micro_batch_size == 1
+    assert found.out_of_memory_requested_bytes == 2 * 2**30
+    assert dataclasses.asdict(found)["best"] is None

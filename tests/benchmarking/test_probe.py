@@ -1,0 +1,137 @@
+import weakref
+
+import pytest
+import torch
+from transformers import Trainer
+
+from academic_pretraining.benchmarking import probe as probe_module
+from academic_pretraining.benchmarking.build import build_model
+from academic_pretraining.benchmarking.probe import run_probe
+from academic_pretraining.benchmarking.probes import Outcome, Probe, Purpose
+from academic_pretraining.errors import MeasurementError
+from academic_pretraining.methods import Method
+from academic_pretraining.training_arguments import training_arguments_fields
+
+TIMING = Probe(
+    purpose=Purpose.TIMING,
+    micro_batch_size=2,
+    high=4,
+    low=1,
+    high_steps=2,
+    epochs=2,
+    compile=False,
+    deadline_seconds=60.0,
+)
+
+
+@pytest.fixture(autouse=True)
+def own_state(own_trainer_state):
+    """Probe in this process."""
+
+
+@pytest.fixture
+def config(tiny_config):
+    return tiny_config(Method(activation_checkpointing=True), workers=1, global_batch_size=16)
+
+
+def test_a_probe_answers_what_it_was_asked(config, tmp_path):
+    result = run_probe(config, TIMING, output_dir=str(tmp_path))
+    assert result.probe == TIMING
+    assert result.outcome is Outcome.OK
+    # Steps 4 4 1 4 4 1, less the first of each epoch and the warm-up of two.
+    assert [s.accumulation for s in result.samples] == [1, 4, 1]
+    assert result.graphs == 0
+    assert result.peak_bytes > 2**20
+    assert result.device_bytes > result.peak_bytes
+    assert 0 < result.build_seconds < result.seconds
+    assert 0 < result.warm_up_seconds < result.seconds
+    assert sum(s.seconds for s in result.samples) < result.seconds
+
+
+@pytest.fixture
+def watched(monkeypatch) -> list[Trainer]:
+    """The Trainer of a probe, at the end of its training."""
+    trainers = []
+    monkeypatch.setattr(
+        probe_module, "check_in_force", lambda trainer, config, compiled: trainers.append(trainer)
+    )
+    return trainers
+
+
+def test_only_what_makes_the_run_short_departs_from_what_is_exported(config, tmp_path, watched):
+    run_probe(config, TIMING, output_dir=str(tmp_path))
+    [trainer] = watched
+    fields = training_arguments_fields(config, config.plan_at(2), torch_compile=False)
+    found = {name: getattr(trainer.args, name) for name in fields}
+    different = {name: value for name, value in found.items() if value != fields[name]}
+    # The Trainer itself reads "none" as an empty list.
+    assert different == {"gradient_accumulation_steps": 4, "max_steps": 6, "report_to": []}
+
+
+def test_the_run_is_as_long_as_asked_and_leaves_nothing_on_disk(config, tmp_path, watched):
+    run_probe(config, TIMING, output_dir=str(tmp_path))
+    [trainer] = watched
+    assert trainer.state.global_step == TIMING.optimizer_steps == 6
+    assert trainer.args.gradient_accumulation_steps == 4
+    assert trainer.train_dataset is not None
+    assert len(trainer.train_dataset) == 9 * 2  # pyright: ignore
+    assert len(trainer.get_train_dataloader()) == TIMING.micro_batches_per_epoch
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_nothing_of_a_probe_outlives_it(config, tmp_path, monkeypatch):
+    models = []
+
+    def build(*args, **kwargs):
+        model = build_model(*args, **kwargs)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(probe_module, "build_model", build)
+    run_probe(config, TIMING, output_dir=str(tmp_path))
+    assert [model() for model in models] == [None]
+
+
+def test_what_the_training_raises_is_raised(config, tmp_path, monkeypatch):
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+
+    def build(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(probe_module, "build_model", build)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        run_probe(config, TIMING, output_dir=str(tmp_path))
+    assert caught.value is error
+
+
+def test_a_setting_that_is_not_in_force_gives_no_result(tiny_config, tmp_path):
+    # Two workers are declared, but this process is alone.
+    config = tiny_config(workers=2)
+    with pytest.raises(MeasurementError, match="data parallel is False instead of True"):
+        run_probe(config, TIMING, output_dir=str(tmp_path))
+
+
+def test_graphs_of_torch_compile_are_counted():
+    torch.compiler.reset()
+    before = probe_module._compiled_graphs()
+    compiled = torch.compile(lambda x: x + 1, backend="eager")
+    assert probe_module._compiled_graphs() == before
+    compiled(torch.ones(2))
+    assert probe_module._compiled_graphs() == before + 1
+    compiled(torch.ones(2))
+    assert probe_module._compiled_graphs() == before + 1
+
+
+@pytest.mark.slow
+def test_ranks_agree_on_the_slowest_step_and_the_largest_peak(recorded):
+    session = recorded(Method())
+    [result] = session.end.results
+    first, second = session.facts
+    assert first["samples"] != second["samples"]
+    slowest = [max(pair) for pair in zip(*(_seconds(f) for f in (first, second)), strict=True)]
+    assert [s.seconds for s in result.samples] == slowest
+    assert result.peak_bytes >= max(first["peak bytes"], second["peak bytes"])
+
+
+def _seconds(facts) -> list[float]:
+    return [sample["seconds"] for sample in facts["samples"]]

@@ -1,0 +1,249 @@
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from academic_pretraining.benchmarking import probes
+from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
+from academic_pretraining.benchmarking.search import QUICK, Effort, best_timing, next_probe
+from academic_pretraining.benchmarking.search import predicted_step_seconds as predicted_seconds
+from academic_pretraining.config import TrainingConfig
+from academic_pretraining.gpus import Hardware
+from academic_pretraining.methods import Method
+from academic_pretraining.models import get_model
+
+GIB = 2**30
+NORMAL = Effort()
+
+
+@dataclass(kw_only=True)
+class Device:
+    """A simulated GPU, whose peaks are linear in the micro-batch."""
+
+    memory: float = 80 * GIB
+    static: float = 4 * GIB
+    per_example: float = GIB
+    compiled_share: float = 0.8
+    overhead_seconds: float = 0.05
+    per_example_seconds: float = 0.01
+    launch_seconds: float = 0.02
+    slower_from: int | None = None
+    compile_fails_at: tuple[int, ...] = ()
+
+    def peak(self, probe: Probe) -> float:
+        share = self.compiled_share if probe.compile else 1.0
+        return self.static + share * self.per_example * probe.micro_batch_size
+
+    def micro_step_seconds(self, size: int) -> float:
+        slow = 2.0 if self.slower_from is not None and size >= self.slower_from else 1.0
+        return self.launch_seconds + slow * self.per_example_seconds * size
+
+    def run(self, probe: Probe) -> ProbeResult:
+        size = probe.micro_batch_size
+        if probe.compile and size in self.compile_fails_at:
+            return ProbeResult(probe=probe, outcome=Outcome.COMPILE_FAILED, cause="no kernel")
+        if self.peak(probe) > self.memory:
+            return ProbeResult(probe=probe, outcome=Outcome.OUT_OF_MEMORY)
+        # As the Trainer does it: an epoch's first step and the first two of all are left out.
+        epoch = [probe.high] * probe.high_steps + [probe.low] * (probe.low > 0)
+        steps = [n for e in range(probe.epochs) for n in (epoch[2:] if e == 0 else epoch[1:])]
+        return ProbeResult(
+            probe=probe,
+            outcome=Outcome.OK,
+            samples=tuple(self._sample(n, size) for n in steps),
+            peak_bytes=round(self.peak(probe)),
+            device_bytes=round(self.memory),
+        )
+
+    def _sample(self, accumulation: int, size: int) -> probes.StepSample:
+        seconds = self.overhead_seconds + accumulation * self.micro_step_seconds(size)
+        rest = {"data_seconds": 0.0, "optimizer_seconds": 0.0, "skipped": False}
+        return probes.StepSample(accumulation=accumulation, seconds=seconds, **rest)
+
+
+def config_on(gpu_type: str = "a100", gpus: int = 2, **changes) -> TrainingConfig:
+    return TrainingConfig(
+        hardware=Hardware(num_nodes=1, gpus_per_node=gpus, gpu_type=gpu_type),
+        recipe=get_model("pythia-160m"),
+        method=Method(free_lunch=True),
+        **changes,
+    )
+
+
+def search(config: TrainingConfig, device: Device, effort=NORMAL) -> list[ProbeResult]:
+    """Run the search to its end; fail where it repeats itself or has none."""
+    history: list[ProbeResult] = []
+    while probe := next_probe(config, effort, history):
+        asked = [(r.probe.purpose, r.probe.micro_batch_size, r.probe.compile) for r in history]
+        assert (probe.purpose, probe.micro_batch_size, probe.compile) not in asked
+        assert len(history) < 2 * len(config.plans()) + 8
+        history.append(device.run(probe))
+    return history
+
+
+def sizes(history: list[ProbeResult], purpose: Purpose, outcome: Outcome) -> list[int]:
+    found = [r.probe for r in history if r.outcome is outcome]
+    return [probe.micro_batch_size for probe in found if probe.purpose is purpose]
+
+
+def timed(history: list[ProbeResult]) -> list[int]:
+    return sizes(history, Purpose.TIMING, Outcome.OK)
+
+
+def best_size(config: TrainingConfig, history: list[ProbeResult]) -> int | None:
+    best = best_timing(config, history)
+    return best.probe.micro_batch_size if best else None
+
+
+devices = st.builds(
+    Device,
+    memory=st.floats(8 * GIB, 141 * GIB),
+    static=st.floats(0, 100 * GIB),
+    per_example=st.floats(0.001 * GIB, 20 * GIB),
+    compiled_share=st.floats(0.3, 3.0),
+    overhead_seconds=st.floats(1e-4, 1.0),
+    per_example_seconds=st.floats(1e-5, 2.0),
+    launch_seconds=st.floats(0, 0.1),
+    slower_from=st.none() | st.integers(1, 512),
+    compile_fails_at=st.sets(st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128, 256, 512])).map(tuple),
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(device=devices, gpus=st.sampled_from([1, 2, 3, 6, 8]), most=st.integers(1, 6))
+def test_every_search_ends_with_the_fastest_of_what_it_timed(device, gpus, most):
+    config = config_on(gpus=gpus, batch_tolerance=0.01)
+    history = search(config, device, Effort(most_timings=most))
+    fitted = timed(history)
+    assert len(fitted) <= most
+    assert len(set(fitted)) == len(fitted)
+    best = best_timing(config, history)
+    compiles = Outcome.COMPILE_FAILED not in [r.outcome for r in history]
+    if best is None:
+        smallest = history[-1].probe
+        assert smallest.micro_batch_size == config.plans()[0].micro_batch_size
+        assert device.peak(smallest) > device.memory
+        return
+
+    def truth(size: int) -> float:
+        accumulation = config.plan_at(size).gradient_accumulation_steps
+        return device.overhead_seconds + accumulation * device.micro_step_seconds(size)
+
+    predicted = predicted_seconds(config, best)
+    assert predicted == pytest.approx(truth(best.probe.micro_batch_size))
+    assert predicted == pytest.approx(min(truth(size) for size in fitted))
+    assert compiles or not history[-1].probe.compile
+
+
+def test_a_gpu_that_gains_with_size_is_filled():
+    config = config_on()
+    # 94% of 80 GiB hold 71 examples, and 64 is the largest size that divides.
+    history = search(config, Device(compiled_share=1.0))
+    assert sizes(history, Purpose.MEMORY, Outcome.OK) == [1, 4, 32]
+    assert timed(history)[0] == 64
+    assert best_size(config, history) == 64
+    assert Outcome.OUT_OF_MEMORY not in [r.outcome for r in history]
+
+
+def test_memory_is_probed_eagerly_and_with_gradients_alive():
+    history = search(config_on(), Device())
+    memory = [r.probe for r in history if r.probe.purpose is Purpose.MEMORY]
+    assert memory
+    assert all(not p.compile and p.high == 2 for p in memory)
+    assert all(r.probe.compile for r in history if r.probe.purpose is Purpose.TIMING)
+
+
+def test_compilation_that_saves_memory_makes_room_for_a_larger_size():
+    config = config_on()
+    history = search(config, Device(compiled_share=0.5))
+    assert timed(history)[:2] == [64, 128]
+    assert best_size(config, history) == 128
+
+
+def test_compilation_that_costs_memory_leads_to_smaller_sizes():
+    config = config_on()
+    history = search(config, Device(compiled_share=3.0))
+    assert sizes(history, Purpose.TIMING, Outcome.OUT_OF_MEMORY) == [64, 32]
+    assert best_size(config, history) == 16
+
+
+def test_a_smaller_size_that_is_faster_is_found():
+    config = config_on()
+    history = search(config, Device(slower_from=64, compiled_share=1.0))
+    assert timed(history) == [64, 32, 16]
+    assert best_size(config, history) == 32
+
+
+@pytest.mark.parametrize("failing", [(64,), (1, 2, 4, 8, 16, 32, 64)])
+def test_after_a_failed_compilation_nothing_is_compiled(failing):
+    config = config_on()
+    history = search(config, Device(compiled_share=1.0, compile_fails_at=failing))
+    outcomes = [r.outcome for r in history]
+    assert outcomes.count(Outcome.COMPILE_FAILED) == 1
+    after = history[outcomes.index(Outcome.COMPILE_FAILED) + 1 :]
+    assert after
+    assert not any(r.probe.compile for r in after)
+    assert best_size(config, history) == 64
+
+
+@pytest.mark.parametrize(
+    ("failing", "compiled_share", "size"),
+    [(0, 1.0, 1), (1, 1.0, 4), (2, 1.0, 32), (3, 1.0, 64), (4, 0.5, 128)],
+)
+def test_out_of_memory_at_any_probe_leads_on(failing, compiled_share, size):
+    config, device = config_on(), Device(compiled_share=compiled_share)
+    history: list[ProbeResult] = []
+    while probe := next_probe(config, Effort(), history):
+        assert len(history) < 30
+        failed = ProbeResult(probe=probe, outcome=Outcome.OUT_OF_MEMORY)
+        history.append(failed if len(history) == failing else device.run(probe))
+    assert history[failing].probe.micro_batch_size == size
+    later = [r.probe.micro_batch_size for r in history[failing + 1 :]]
+    # The smallest size gets its second chance when it is timed.
+    assert max(later) < max(size, 2)
+    assert best_timing(config, history) is not None
+
+
+def test_nothing_fits():
+    config = config_on()
+    history = search(config, Device(static=100 * GIB))
+    assert {r.outcome for r in history} == {Outcome.OUT_OF_MEMORY}
+    assert {r.probe.micro_batch_size for r in history} == {1}
+    assert best_timing(config, history) is None
+
+
+def test_a_single_plan_needs_no_memory_ramp():
+    config = config_on(gpus=1024)
+    history = search(config, Device())
+    assert [r.probe.purpose for r in history] == [Purpose.TIMING]
+    assert timed(history) == [1]
+
+
+def test_a_cpu_is_timed_without_a_memory_ramp():
+    config = config_on("cpu", 2)
+    history = search(config, Device(), QUICK)
+    assert [r.probe.purpose for r in history] == [Purpose.TIMING]
+    assert timed(history) == [1]
+
+
+def test_only_the_wanted_sizes_are_considered():
+    history = search(config_on(), Device(), Effort(micro_batch_sizes=(2, 8, 7)))
+    assert {r.probe.micro_batch_size for r in history} == {2, 8}
+
+
+@given(
+    per_example=st.floats(1e-6, 10), gpus=st.sampled_from([1, 2, 8, 1024]), wish=st.floats(1, 60)
+)
+def test_timing_runs_hold_real_steps_or_two_lengths_to_extrapolate_from(per_example, gpus, wish):
+    config = config_on(gpus=gpus)
+    device = Device(per_example_seconds=per_example, launch_seconds=0.0)
+    for result in search(config, device, Effort(timing_seconds=wish)):
+        probe = result.probe
+        if probe.purpose is Purpose.MEMORY or result.outcome is not Outcome.OK:
+            continue
+        real = config.plan_at(probe.micro_batch_size).gradient_accumulation_steps
+        lengths = {s.accumulation for s in result.samples}
+        assert probe.high in lengths
+        assert len([s for s in result.samples if s.accumulation == probe.high]) >= 4
+        assert lengths == ({real} if not probe.low else {probe.low, probe.high})

@@ -1,0 +1,210 @@
+import dataclasses
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from academic_pretraining.benchmarking.probes import Probe, Purpose
+from academic_pretraining.benchmarking.search import QUICK
+from academic_pretraining.errors import (
+    AcademicPretrainingError,
+    HardwareMismatchError,
+    MeasurementError,
+)
+from academic_pretraining.results import config_of
+from experiments.sweep import SweepEnd, incomplete, sweep
+from experiments.workspace import read_records
+
+
+class Log:
+    """Keeps what a sweep reports, in order."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple] = []
+
+    def starts(self, index, total, config):
+        self.lines.append(("starts", index, total, config))
+
+    def probes(self, probe):
+        self.lines.append(("probes", probe))
+
+    def ends(self, config, record, note):
+        self.lines.append(("ends", config, record is not None, note))
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def walk(tmp_path, log):
+    def walk(configs, **keywords) -> SweepEnd:
+        log.lines.clear()
+        return sweep(configs, tmp_path / "workspace", QUICK, log, **keywords)
+
+    return walk
+
+
+def measured(end: SweepEnd) -> list:
+    return [config_of(json.loads(json.dumps(record))) for record in end.records]
+
+
+def test_a_grid_is_measured_in_order_and_then_recalled(walk, configs, measurer, log):
+    first = walk(configs)
+    assert measurer.taken() == configs
+    assert measured(first) == configs
+    assert (first.measured, first.failures) == (4, {})
+    steps = [("starts", i, 4, c) for i, c in enumerate(configs, start=1)]
+    ends = [("ends", c, True, "") for c in configs]
+    assert log.lines == [line for pair in zip(steps, ends, strict=True) for line in pair]
+
+    second = walk(configs)
+    assert measurer.taken() == []
+    assert (second.measured, second.failures) == (0, {})
+    assert json.dumps(second.records) == json.dumps(first.records)
+    assert log.lines == []
+
+
+def test_only_what_is_new_in_a_grid_is_measured(walk, configs, measurer, log):
+    walk([configs[0], configs[2]])
+    measurer.taken()
+    end = walk(configs)
+    assert measurer.taken() == [configs[1], configs[3]]
+    assert measured(end) == configs
+    assert end.measured == 2
+    assert [line[1:3] for line in log.lines if line[0] == "starts"] == [(2, 4), (4, 4)]
+
+
+def test_a_changed_recipe_is_measured_beside_the_old_one(walk, configs, measurer):
+    walk(configs[:1])
+    recipe = dataclasses.replace(configs[0].recipe, learning_rate=1.0)
+    changed = dataclasses.replace(configs[0], recipe=recipe)
+    reworded = dataclasses.replace(
+        configs[0], recipe=dataclasses.replace(configs[0].recipe, note="better said")
+    )
+    measurer.taken()
+    assert walk([changed, configs[0], reworded]).measured == 1
+    assert measurer.taken() == [changed]
+
+
+def test_the_folder_for_logs_stands_in_the_workspace(walk, configs, measurer, tmp_path):
+    walk(configs[:1])
+    assert measurer.arguments == {"effort": QUICK, "scratch": tmp_path / "workspace" / "sessions"}
+
+
+def test_the_workspace_may_be_named_from_here(configs, measurer, log, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sweep(configs[:2], Path("here"), QUICK, log).measured == 2
+    assert measurer.arguments["scratch"] == tmp_path / "here" / "sessions"
+    assert incomplete(configs, Path("here")) == configs[2:]
+    assert len(read_records(tmp_path / "here")[0]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_a_repository_without_a_commit_is_no_hindrance(configs, measurer, walk, tmp_path):
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert walk(configs[:1]).measured == 1
+
+
+def test_what_a_setting_is_doing_is_passed_on(walk, configs, measurer, log):
+    measurer.probe = Probe(
+        purpose=Purpose.TIMING,
+        micro_batch_size=4,
+        low=1,
+        high=2,
+        high_steps=1,
+        compile=False,
+        deadline_seconds=9.0,
+    )
+    walk(configs[:1])
+    assert [line[0] for line in log.lines] == ["starts", "probes", "ends"]
+    assert log.lines[1] == ("probes", measurer.probe)
+
+
+@pytest.mark.parametrize("failing", [[0], [3], [1, 2], [0, 1, 2, 3]])
+def test_a_failure_does_not_stop_the_others_and_is_tried_again(
+    failing, walk, configs, measurer, log
+):
+    measurer.errors = {configs[i].label: MeasurementError(f"cause {i}") for i in failing}
+    rest = [c for i, c in enumerate(configs) if i not in failing]
+    end = walk(configs)
+    assert measurer.taken() == configs
+    assert measured(end) == rest
+    assert end.measured == len(rest)
+    assert end.failures == {configs[i].method.label: f"cause {i}" for i in failing}
+    failed = [("ends", configs[i], False, f"cause {i}") for i in failing]
+    assert [line for line in log.lines if line[0] == "ends" and not line[2]] == failed
+
+    measurer.errors.clear()
+    again = walk(configs)
+    assert measurer.taken() == [configs[i] for i in failing]
+    assert measured(again) == configs
+    assert (again.measured, again.failures) == (len(failing), {})
+
+
+def test_a_failure_leaves_no_result(walk, configs, measurer, tmp_path):
+    measurer.errors = {configs[1].label: MeasurementError("cause")}
+    walk(configs)
+    records, unreadable = read_records(tmp_path / "workspace")
+    assert len(records) == 3
+    assert unreadable == []
+    assert incomplete(configs, tmp_path / "workspace") == [configs[1]]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_an_interruption_keeps_what_is_finished(error, walk, configs, measurer, tmp_path):
+    measurer.errors = {configs[2].label: error("stop")}
+    with pytest.raises(error):
+        walk(configs)
+    assert measurer.taken() == configs[:3]
+    assert incomplete(configs, tmp_path / "workspace") == configs[2:]
+    records, unreadable = read_records(tmp_path / "workspace")
+    assert len(records) == 2
+    assert unreadable == []
+
+    measurer.errors.clear()
+    end = walk(configs)
+    assert measurer.taken() == configs[2:]
+    assert measured(end) == configs
+    assert end.measured == 2
+
+
+def test_the_machine_is_checked_before_anything_is_measured(walk, configs, measurer, log):
+    def refuse():
+        raise HardwareMismatchError("no GPU")
+
+    with pytest.raises(HardwareMismatchError, match=r"^no GPU$"):
+        walk(configs, check=refuse)
+    assert measurer.taken() == []
+    assert log.lines == []
+
+
+def test_the_machine_is_not_checked_for_what_is_known(walk, configs, measurer):
+    walk(configs)
+    checks = []
+    assert walk(configs, check=lambda: checks.append(1)).measured == 0
+    assert checks == []
+
+
+def test_what_is_incomplete_is_told_without_measuring(configs, measurer, tmp_path):
+    assert incomplete(configs, tmp_path / "new") == configs
+    assert measurer.taken() == []
+
+
+def test_an_unusable_workspace_is_refused_with_advice(configs, measurer, log, tmp_path):
+    (tmp_path / "file").write_text("")
+    for use in (
+        lambda: sweep(configs, tmp_path / "file", QUICK, log),
+        lambda: incomplete(configs, tmp_path / "file"),
+    ):
+        with pytest.raises(AcademicPretrainingError) as caught:
+            use()
+        start = re.escape(f"the workspace {tmp_path / 'file'} cannot be used (")
+        end = re.escape("): name another folder with TANGO_WORKSPACE_DIR")
+        assert re.fullmatch(f"{start}.+{end}", str(caught.value))
+    assert measurer.taken() == []

@@ -1,0 +1,141 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from academic_pretraining.benchmarking.search import QUICK
+from academic_pretraining.results import config_of, frame
+from experiments.steps import MeasureContext, measure_step
+from experiments.sweep import sweep
+from experiments.workspace import Unreadable, read_records
+
+DATA, METADATA = "data.json", "cache-metadata.json"
+
+
+@pytest.fixture
+def folder(configs, measurer, silent, tmp_path) -> Path:
+    """Give a workspace with a result of each configuration."""
+    sweep(configs, tmp_path, QUICK, silent)
+    return tmp_path
+
+
+def result_of(config, folder: Path) -> Path:
+    step = measure_step(MeasureContext(config, QUICK, folder))
+    return folder / "cache" / step.unique_id
+
+
+def methods(records) -> set[str]:
+    return {config_of(record).method.label for record in records}
+
+
+def labels(configs) -> set[str]:
+    return {config.method.label for config in configs}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_without_results_has_none(tmp_path, there):
+    assert read_records(tmp_path if there else tmp_path / "nowhere") == ([], [])
+
+
+def test_all_results_are_read_as_written(folder, configs):
+    records, unreadable = read_records(folder)
+    assert unreadable == []
+    assert len(records) == len(configs)
+    assert [json.dumps(r) for r in read_records(folder)[0]] == [json.dumps(r) for r in records]
+    assert {config_of(record).method for record in records} == {c.method for c in configs}
+    assert sorted(frame(records)["step_seconds"]) == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_results_are_read_after_a_move_and_without_tango(folder, configs, tmp_path_factory):
+    moved = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(folder, moved)
+    (moved / "stepinfo.sqlite").unlink()
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from experiments.workspace import read_records\n"
+        "records, unreadable = read_records(Path(sys.argv[1]))\n"
+        "assert not {'tango', 'torch', 'transformers'} & set(sys.modules)\n"
+        "print(len(records), len(unreadable))\n"
+    )
+    arguments = [sys.executable, "-c", code, str(moved)]
+    reader = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert reader.stdout.split() == [str(len(configs)), "0"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "reason"),
+    [
+        (60, "line 1 column"),
+        (0, "Expecting value: line 1 column 1 (char 0)"),
+    ],
+)
+def test_a_truncated_result_is_named_and_the_others_are_read(folder, configs, kept, reason):
+    path = result_of(configs[1], folder) / DATA
+    path.write_bytes(path.read_bytes()[:kept])
+    records, (broken,) = read_records(folder)
+    assert broken.path == path
+    assert reason in broken.reason
+    assert methods(records) == labels(configs) - labels([configs[1]])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[]", "not a record of this toolkit"),
+        (b'{"config": {}, "measurement": {}}', "not a record of this toolkit"),
+        (
+            b'{"version": 99, "config": {}, "measurement": {}, "measured_at": 0}',
+            "record version 99, but 1 is read here",
+        ),
+    ],
+)
+def test_what_is_no_record_is_named(folder, configs, content, reason):
+    path = result_of(configs[0], folder) / DATA
+    path.write_bytes(content)
+    records, unreadable = read_records(folder)
+    assert unreadable == [Unreadable(path=path, reason=reason)]
+    assert methods(records) == labels(configs[1:])
+
+
+def test_bytes_that_are_no_text_are_named(folder, configs):
+    path = result_of(configs[0], folder) / DATA
+    path.write_bytes(b"\xff\xfe\x00")
+    records, (broken,) = read_records(folder)
+    assert broken.path == path
+    assert methods(records) == labels(configs[1:])
+
+
+def test_a_result_without_its_data_is_named(folder, configs):
+    path = result_of(configs[2], folder) / DATA
+    path.unlink()
+    records, (broken,) = read_records(folder)
+    assert broken.path == path
+    assert "No such file" in broken.reason
+    assert methods(records) == labels(configs) - labels([configs[2]])
+
+
+def test_a_result_without_metadata_is_not_whole_and_is_measured_again(
+    folder, configs, measurer, silent
+):
+    (result_of(configs[0], folder) / METADATA).unlink()
+    assert methods(read_records(folder)[0]) == labels(configs[1:])
+    measurer.taken()
+    end = sweep(configs, folder, QUICK, silent)
+    assert measurer.taken() == [configs[0]]
+    assert methods(end.records) == labels(configs)
+    assert methods(read_records(folder)[0]) == labels(configs)
+
+
+def test_other_files_in_the_cache_are_left_alone(folder, configs):
+    other = folder / "cache" / "OtherStep-001-abc"
+    other.mkdir()
+    (other / METADATA).write_text("{}")
+    (other / DATA).write_text("{}")
+    (folder / "cache" / "MeasureStep-note.txt").write_text("mine")
+    records, unreadable = read_records(folder)
+    assert unreadable == []
+    assert methods(records) == labels(configs)

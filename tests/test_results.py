@@ -1,0 +1,248 @@
+import dataclasses
+import json
+from typing import Any
+
+import polars as pl
+import pytest
+
+from academic_pretraining.config import TrainingConfig
+from academic_pretraining.errors import NoResultsError
+from academic_pretraining.gpus import Hardware
+from academic_pretraining.methods import Method, MethodSpace, Sharding, method_space
+from academic_pretraining.models import MODELS
+from academic_pretraining.results import (
+    RECORD_VERSION,
+    SCHEMA,
+    Measurement,
+    Timing,
+    config_of,
+    fastest,
+    frame,
+    select,
+    to_record,
+)
+
+ONE = Hardware(num_nodes=1, gpus_per_node=1, gpu_type="h200")
+TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
+FREE_LUNCH = Method(free_lunch=True)
+TIMING = Timing(
+    micro_batch_size=16,
+    gradient_accumulation_steps=32,
+    global_batch_size=1024,
+    step_seconds=2.5,
+    step_seconds_standard_error=0.01,
+    step_spread=0.02,
+    micro_step_seconds=0.07,
+    overhead_seconds=0.26,
+    samples=((4, 0.54), (8, 0.82)),
+    skipped_steps=0,
+    peak_bytes=3 * 2**30,
+    reserved_bytes=4 * 2**30,
+    compiled_graphs=1,
+    mfu=0.4,
+)
+MEASURED = Measurement(
+    outcome="measured",
+    best=TIMING,
+    timings=(TIMING,),
+    memory_ramp=((1, 2**30), (2, 2**31)),
+    compile="on",
+    compile_error="",
+    out_of_memory_micro_batch_size=64,
+    out_of_memory_requested_bytes=2**31,
+    out_of_memory_free_bytes=2**30,
+    kernels="none",
+    model_flops_per_example=10**12,
+    device_name="NVIDIA H200",
+    device_bytes=140 * 2**30,
+    seconds={"launch": 3.0, "all": 90.0},
+    sessions=1,
+)
+OUT_OF_MEMORY = dataclasses.replace(
+    MEASURED, outcome="out of memory", best=None, timings=(), compile="off"
+)
+
+
+def record_of(
+    method: Method = FREE_LUNCH,
+    measurement: Measurement = MEASURED,
+    *,
+    seconds: float | None = None,
+    model: str = "pythia-160m",
+    hardware: Hardware = TWO,
+    at: float = 0.0,
+    versions: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Write a record, and read it back as a workspace does."""
+    if seconds is not None:
+        best = dataclasses.replace(TIMING, step_seconds=seconds)
+        measurement = dataclasses.replace(measurement, best=best)
+    config = TrainingConfig(hardware=hardware, recipe=MODELS[model], method=method)
+    versions = {"torch": "2.13.0"} if versions is None else versions
+    record = to_record(config, measurement, versions=versions, measured_at=at)
+    return json.loads(json.dumps(record))
+
+
+def test_a_record_is_json_and_holds_the_configuration():
+    method = Method(free_lunch=True, sharding=Sharding.ZERO_2, offloading=True)
+    record = record_of(method, hardware=ONE)
+    assert record["version"] == RECORD_VERSION
+    assert config_of(record) == TrainingConfig(
+        hardware=ONE, recipe=MODELS["pythia-160m"], method=method
+    )
+    assert record["measurement"]["best"]["samples"] == [[4, 0.54], [8, 0.82]]
+    assert record["measurement"]["seconds"] == MEASURED.seconds
+
+
+def test_a_row_in_full():
+    method = Method(free_lunch=True, activation_checkpointing=True, sharding=Sharding.ZERO_2)
+    assert frame([record_of(method, at=1.5e9)]).row(0, named=True) == {
+        "num_nodes": 1,
+        "gpus_per_node": 2,
+        "gpu_type": "h200",
+        "model": "pythia-160m",
+        "free_lunch": True,
+        "activation_checkpointing": True,
+        "sharding": "zero_2",
+        "offloading": False,
+        "outcome": "measured",
+        "micro_batch_size": 16,
+        "grad_acc_steps": 32,
+        "global_batch_size": 1024,
+        "max_steps": 143_000,
+        "units_per_example": 2049,
+        "step_seconds": 2.5,
+        "step_standard_error": 0.01,
+        "step_spread": 0.02,
+        "mfu": 0.4,
+        "peak_memory_gib": 3.0,
+        "compile": "on",
+        "kernels": "none",
+        "missing_gib": None,
+        "device_name": "NVIDIA H200",
+        "wall_seconds": 90.0,
+        "torch": "2.13.0",
+        "measured_at": 1.5e9,
+        "training_days": pytest.approx(2.5 * 143_000 / 86_400),
+        "units_per_second": pytest.approx(1024 * 2049 / 2.5),
+    }
+
+
+def test_what_is_missing_in_a_measurement_is_null():
+    bare = dataclasses.replace(MEASURED, best=dataclasses.replace(TIMING, mfu=None))
+    row = frame([record_of(measurement=bare, versions={})]).row(0, named=True)
+    assert (row["mfu"], row["torch"]) == (None, None)
+    assert row["step_seconds"] == 2.5
+
+
+def test_an_image_is_one_unit():
+    row = frame([record_of(model="vit", seconds=2.0)]).row(0, named=True)
+    assert row["units_per_example"] == 1
+    assert row["units_per_second"] == 1024 / 2.0
+    assert row["training_days"] == pytest.approx(2.0 * 311_948 / 86_400)
+
+
+def test_a_setting_that_did_not_fit_has_a_row_without_times():
+    row = frame([record_of(measurement=OUT_OF_MEMORY)]).row(0, named=True)
+    assert row["outcome"] == "out of memory"
+    assert row["missing_gib"] == 1.0
+    empty = {name for name, value in row.items() if value is None}
+    assert empty == {
+        *("micro_batch_size", "grad_acc_steps", "global_batch_size"),
+        *("step_seconds", "step_standard_error", "step_spread", "mfu", "peak_memory_gib"),
+        *("training_days", "units_per_second"),
+    }
+
+
+@pytest.mark.parametrize("side", ["requested", "free"])
+def test_without_both_figures_nothing_is_said_to_be_missing(side):
+    unknown = dataclasses.replace(OUT_OF_MEMORY, **{f"out_of_memory_{side}_bytes": None})
+    assert frame([record_of(measurement=unknown)])["missing_gib"].to_list() == [None]
+
+
+def test_a_failure_of_nothing_requested_is_not_null():
+    exact = dataclasses.replace(OUT_OF_MEMORY, out_of_memory_free_bytes=2**31)
+    assert frame([record_of(measurement=exact)])["missing_gib"].to_list() == [0.0]
+
+
+def test_an_empty_frame_has_the_columns_and_answers():
+    empty = frame([])
+    extra = {"training_days": pl.Float64, "units_per_second": pl.Float64}
+    assert dict(empty.schema) == dict(SCHEMA) | extra
+    assert empty.is_empty()
+    assert select(empty, TWO, "vit").is_empty()
+    assert frame([record_of()]).schema == empty.schema
+    assert frame([record_of(measurement=OUT_OF_MEMORY)]).schema == empty.schema
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0)])
+def test_the_newest_of_one_setting_counts(order):
+    records = [record_of(seconds=s, at=at) for s, at in ((1.0, 10.0), (9.0, 30.0), (5.0, 20.0))]
+    rows = frame(records[i] for i in order)
+    assert rows["step_seconds"].to_list() == [9.0]
+
+
+def test_a_newer_failure_to_fit_replaces_a_time():
+    old, new = record_of(at=1.0), record_of(measurement=OUT_OF_MEMORY, at=2.0)
+    assert frame([new, old])["outcome"].to_list() == ["out of memory"]
+    with pytest.raises(NoResultsError):
+        fastest(frame([new, old]), TWO, "pythia-160m")
+
+
+def test_different_settings_are_not_duplicates():
+    methods = [
+        *(Method(), FREE_LUNCH, Method(free_lunch=True, activation_checkpointing=True)),
+        *(Method(free_lunch=True, sharding=s) for s in Sharding if s is not Sharding.NONE),
+        Method(free_lunch=True, sharding=Sharding.ZERO_1, offloading=True),
+    ]
+    records = [record_of(method) for method in methods]
+    records += [
+        record_of(model="vit"),
+        record_of(hardware=ONE),
+        record_of(hardware=Hardware(num_nodes=2, gpus_per_node=1, gpu_type="h200")),
+        record_of(hardware=Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h100")),
+    ]
+    assert frame(records).height == len(records) == 13
+
+
+def test_selecting_keeps_one_hardware_and_model():
+    machines = [
+        Hardware(num_nodes=n, gpus_per_node=g, gpu_type=t)
+        for n in (1, 2)
+        for g in (1, 2)
+        for t in ("h100", "h200")
+    ]
+    records = [record_of(hardware=m, model=k) for m in machines for k in ("vit", "pythia-160m")]
+    rows = select(frame(records), TWO, "vit")
+    names = ["num_nodes", "gpus_per_node", "gpu_type", "model"]
+    assert rows.select(names).rows() == [(1, 2, "h200", "vit")]
+
+
+def test_the_fastest_trains_in_the_fewest_days():
+    methods = [m for m in method_space(MethodSpace.ALL) if not m.offloading]
+    records = [record_of(m, seconds=abs(i - 5) + 1.0) for i, m in enumerate(methods)]
+    records.append(record_of(methods[0], model="vit", seconds=0.1))
+    records.append(record_of(methods[0], hardware=ONE, seconds=0.1))
+    rows = fastest(frame(records), TWO, "pythia-160m")
+    assert rows.height == 1
+    winner = rows.row(0, named=True)
+    assert winner["step_seconds"] == 1.0
+    assert winner["sharding"] == methods[5].sharding
+    assert winner["training_days"] == min(frame(records[:-2])["training_days"])
+
+
+def test_what_did_not_fit_is_never_the_fastest():
+    records = [record_of(Method(), OUT_OF_MEMORY), record_of(FREE_LUNCH, seconds=1e9)]
+    assert fastest(frame(records), TWO, "pythia-160m")["free_lunch"].to_list() == [True]
+
+
+@pytest.mark.parametrize(
+    "records", [[], [record_of(measurement=OUT_OF_MEMORY)], [record_of(hardware=ONE)]]
+)
+def test_without_a_time_the_user_is_told_what_to_run(records):
+    with pytest.raises(NoResultsError) as caught:
+        fastest(frame(records), TWO, "pythia-160m")
+    assert str(caught.value) == (
+        "no result yet for pythia-160m on 1 x 2 h200: run scripts/benchmark.py with the same flags "
+        "first"
+    )
