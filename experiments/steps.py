@@ -68,9 +68,11 @@ class MeasureStep(Step[dict[str, Any]]):
         measurement = measure(
             context.config, context.effort, scratch=context.scratch, on_probe=context.on_probe
         )
-        return to_record(
+        record = to_record(
             context.config, measurement, versions=library_versions(), measured_at=time.time()
         )
+        # As it will be recalled: lists for tuples.
+        return json.loads(json.dumps(record))
 
 
 class MeasureContext:
@@ -106,16 +108,26 @@ def is_cached(step: MeasureStep, workspace: Workspace) -> bool:
 def run_step(step: MeasureStep, workspace: LocalWorkspace) -> dict[str, Any]:
     """Recall or run a step; a state left behind by a killed process is repaired first.
 
+    A result that cannot be read any more is measured again.
+
     Raises:
         StepStateError: another process is running it.
     """
     with _surroundings_that_tango_can_describe(workspace.dir):
+        if is_cached(step, workspace):
+            try:
+                return step.result(workspace)
+            except (OSError, ValueError):
+                workspace.remove_step(step.unique_id)
         try:
             return step.result(workspace)
-        except StepStateError:
+        except StepStateError as running:
             # Killed between the result and its metadata, Tango takes a step for running for ever.
             lock = FileLock(str(workspace.step_dir(step) / "lock"))
-            lock.acquire(timeout=0)
+            try:
+                lock.acquire(timeout=0)
+            except TimeoutError:
+                raise running from None
             lock.release()
             workspace.remove_step(step.unique_id)
             return step.result(workspace)

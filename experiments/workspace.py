@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from academic_pretraining.results import RECORD_VERSION
+from academic_pretraining.errors import AcademicPretrainingError
+from academic_pretraining.results import RECORD_VERSION, check_record
 
 _STEP_PREFIX = "MeasureStep-"
 _DATA = "data.json"
@@ -36,7 +37,7 @@ def read_records(workspace: Path) -> tuple[list[dict[str, Any]], list[Unreadable
     for folder in _step_folders(workspace):
         try:
             records.append(_read(folder / _DATA))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, AcademicPretrainingError) as error:
             unreadable.append(Unreadable(path=folder / _DATA, reason=f"{error}"))
     return records, unreadable
 
@@ -51,8 +52,9 @@ def _step_folders(workspace: Path) -> Iterator[Path]:
 
 def _read(path: Path) -> dict[str, Any]:
     record = json.loads(path.read_text())
-    if not isinstance(record, dict) or not {"config", "measurement", "measured_at"} <= set(record):
+    if not isinstance(record, dict) or "version" not in record:
         raise ValueError("not a record of this toolkit")
     if record["version"] != RECORD_VERSION:
         raise ValueError(f"record version {record['version']}, but {RECORD_VERSION} is read here")
+    check_record(record)
     return record

@@ -1,4 +1,4 @@
-"""What the scripts share: choices from the tables, errors in one line, results as tables."""
+"""What the scripts share: choices from the tables, hardware flags, errors in one line."""
 
 import os
 import signal
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import tyro
 
 from academic_pretraining.errors import AcademicPretrainingError
-from academic_pretraining.gpus import GPUS
+from academic_pretraining.gpus import GPUS, Hardware, detect_hardware
+from academic_pretraining.methods import Sharding
 from academic_pretraining.models import MODELS
 
 if TYPE_CHECKING:
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
 
     GpuName = str
     ModelName = str
+    ShardingName = str
 else:
     GpuName = tyro.extras.literal_type_from_choices(list(GPUS))
     ModelName = tyro.extras.literal_type_from_choices(list(MODELS))
+    ShardingName = tyro.extras.literal_type_from_choices([sharding.value for sharding in Sharding])
 
 
 def run(main: Callable[..., int | None]) -> None:
@@ -29,7 +32,8 @@ def run(main: Callable[..., int | None]) -> None:
     try:
         sys.exit(tyro.cli(main))
     except AcademicPretrainingError as error:
-        sys.exit(_fail(str(error)))
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -43,6 +47,22 @@ def workspace_dir() -> Path:
     return Path(os.environ.get("TANGO_WORKSPACE_DIR") or "tango_workspace")
 
 
+def hardware_from(
+    num_nodes: int | None, gpus_per_node: int | None, gpu_type: str | None
+) -> Hardware:
+    """Take the flags that were given and this machine for the others; all of it for none."""
+    if gpu_type is None:
+        detected = detect_hardware(os.environ)
+        if num_nodes is None and gpus_per_node is None:
+            return detected
+        gpu_type = detected.gpu_type
+    return Hardware(
+        num_nodes=1 if num_nodes is None else num_nodes,
+        gpus_per_node=1 if gpus_per_node is None else gpus_per_node,
+        gpu_type=gpu_type,
+    )
+
+
 def results() -> "pl.DataFrame":
     """Read all results of the workspace; what cannot be read is named on stderr."""
     from academic_pretraining.results import frame
@@ -52,8 +72,3 @@ def results() -> "pl.DataFrame":
     for result in unreadable:
         print(f"warning: {result.path} is left out: {result.reason}", file=sys.stderr)
     return frame(records)
-
-
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2

@@ -1,15 +1,15 @@
 """Measure which Trainer settings train a model fastest on given hardware."""
 
+import dataclasses
 import os
 import sys
 from typing import Literal
 
-from _cli import GpuName, ModelName, results, run, workspace_dir
-from rich.console import Console
+from _cli import GpuName, ModelName, hardware_from, results, run, workspace_dir
 
 from academic_pretraining.config import TrainingConfig, grid
 from academic_pretraining.errors import InvalidConfigError
-from academic_pretraining.gpus import Hardware, check_hardware, detect_hardware
+from academic_pretraining.gpus import Hardware, check_hardware
 from academic_pretraining.methods import MethodSpace
 from academic_pretraining.models import get_model
 
@@ -28,8 +28,9 @@ def main(
 ) -> int:
     """Measure which Trainer settings train a model fastest on given hardware.
 
-    Without hardware flags, this machine is detected; results are kept in TANGO_WORKSPACE_DIR
-    (tango_workspace/), and the same command goes on where it was stopped.
+    Without hardware flags, this machine is detected. Results are kept in TANGO_WORKSPACE_DIR
+    (tango_workspace/): the same command goes on where it was stopped, and a setting that has a
+    result is not measured again, whatever the last two flags say.
 
     Args:
         num_nodes: machines.
@@ -45,21 +46,28 @@ def main(
     """
     if slurm:
         raise InvalidConfigError("--slurm is not available yet: run on the machine itself")
-    hardware = _hardware(num_nodes, gpus_per_node, gpu_type)
+    if timing_seconds is not None and not 0 < timing_seconds < 3600:
+        raise InvalidConfigError(
+            f"--timing-seconds is {timing_seconds}, but must be above 0 and below 3600"
+        )
+    hardware = hardware_from(num_nodes, gpus_per_node, gpu_type)
     recipe = get_model(model or ("pythia-14m" if hardware.gpu.is_cpu else "pythia-160m"))
     points = list(grid(hardware, recipe, MethodSpace(methods), batch_tolerance=batch_tolerance))
-    configs = [
-        TrainingConfig(
+    configs = {
+        method: TrainingConfig(
             hardware=hardware, recipe=recipe, method=method, batch_tolerance=batch_tolerance
         )
         for method, reasons in points
         if not reasons
-    ]
+    }
+    summary = f"{len(configs)} settings to measure, {len(points) - len(configs)} skipped"
     match cmd:
         case "count":
-            print(f"{len(configs)} settings to measure, {len(points) - len(configs)} skipped")
+            print(summary)
         case "dry-run":
-            _print_grid(points, configs)
+            from experiments.report import grid_lines
+
+            print(*grid_lines(points, configs), summary, sep="\n")
         case "print-results":
             _print_results(hardware, recipe.name)
         case _ if not configs:
@@ -67,26 +75,12 @@ def main(
         case "print-incomplete":
             from experiments.sweep import incomplete
 
-            missing = incomplete(configs, workspace_dir())
+            missing = incomplete(list(configs.values()), workspace_dir())
             print(f"{len(missing)} of {len(configs)} settings have no result")
-            for config in missing:
-                print(f"  {config.label}")
+            print(*(f"  {config.label}\n" for config in missing), sep="", end="")
         case "run":
-            return _run(configs, micro_batch_sizes, timing_seconds)
+            return _run(list(configs.values()), micro_batch_sizes, timing_seconds)
     return 0
-
-
-def _hardware(num_nodes: int | None, gpus_per_node: int | None, gpu_type: str | None) -> Hardware:
-    given = (num_nodes, gpus_per_node, gpu_type)
-    if all(value is None for value in given):
-        return detect_hardware(os.environ)
-    if gpu_type is None:
-        gpu_type = detect_hardware(os.environ).gpu_type
-    return Hardware(
-        num_nodes=1 if num_nodes is None else num_nodes,
-        gpus_per_node=1 if gpus_per_node is None else gpus_per_node,
-        gpu_type=gpu_type,
-    )
 
 
 def _run(
@@ -94,55 +88,44 @@ def _run(
     micro_batch_sizes: tuple[int, ...],
     timing_seconds: float | None,
 ) -> int:
-    import dataclasses
-
-    from _display import Progress
+    hardware, recipe = configs[0].hardware, configs[0].recipe
+    check_hardware(hardware, os.environ)
+    possible = {plan.micro_batch_size for plan in configs[0].plans()}
+    if unknown := sorted(set(micro_batch_sizes) - possible):
+        raise InvalidConfigError(
+            f"--micro-batch-sizes {unknown[0]} does not divide the global batch of "
+            f"{recipe.global_batch_size} over {hardware.world_size} GPUs: --cmd dry-run shows plans"
+        )
 
     from academic_pretraining.benchmarking.search import QUICK, Effort
+    from experiments.report import Progress
     from experiments.sweep import sweep
 
-    hardware = configs[0].hardware
-    check_hardware(hardware, os.environ)
     effort = QUICK if hardware.gpu.is_cpu else Effort()
-    if micro_batch_sizes:
-        effort = dataclasses.replace(effort, micro_batch_sizes=micro_batch_sizes)
-    if timing_seconds is not None:
-        effort = dataclasses.replace(effort, timing_seconds=timing_seconds)
+    effort = dataclasses.replace(
+        effort,
+        micro_batch_sizes=micro_batch_sizes or effort.micro_batch_sizes,
+        timing_seconds=timing_seconds or effort.timing_seconds,
+    )
     end = sweep(configs, workspace_dir(), effort, Progress())
-    cached = len(end.records) - end.measured
-    print(f"{end.measured} settings measured, {cached} recalled", file=sys.stderr)
-    _print_results(hardware, configs[0].recipe.name)
+    recalled = len(end.records) - end.measured
+    print(f"{end.measured} settings measured, {recalled} recalled", file=sys.stderr)
+    _print_results(hardware, recipe.name)
     for label, error in end.failures.items():
         print(f"no result for {label}: {error}", file=sys.stderr)
     return 1 if end.failures else 0
 
 
-def _print_grid(points, configs: list[TrainingConfig]) -> None:
-    by_method = {config.method: config for config in configs}
-    for method, reasons in points:
-        if reasons:
-            print(f"skip  {method.label}: {'; '.join(reasons)}")
-            continue
-        plans = by_method[method].plans()
-        largest, smallest = plans[-1], plans[0]
-        print(
-            f"run   {method.label}: global batch {smallest.global_batch_size} = "
-            f"{smallest.world_size} GPUs x micro-batch x accumulation, from 1 x "
-            f"{smallest.gradient_accumulation_steps} to {largest.micro_batch_size} x "
-            f"{largest.gradient_accumulation_steps} ({len(plans)} plans)"
-        )
-    print(f"{len(configs)} settings to measure, {len(points) - len(configs)} skipped")
-
-
 def _print_results(hardware: Hardware, model: str) -> None:
-    from _display import results_table
+    from rich.console import Console
 
     from academic_pretraining.results import select
+    from experiments.report import results_table
 
     rows = select(results(), hardware, model)
     console = Console(width=None if sys.stdout.isatty() else 180)
     if rows.is_empty():
-        console.print(f"no results yet for {model} on this hardware in {workspace_dir()}")
+        print(f"no results yet for {model} on this hardware in {workspace_dir()}")
     else:
         console.print(results_table(rows))
 

@@ -1,19 +1,14 @@
 """Export settings as the JSON of TrainingArguments that scripts/training.py runs."""
 
-import json
 from pathlib import Path
 
-from _cli import GpuName, ModelName, results, run, workspace_dir
-from tyro.extras import literal_type_from_choices as choices
+from _cli import GpuName, ModelName, ShardingName, results, run, workspace_dir
 
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import InvalidConfigError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.models import get_model
-from academic_pretraining.training_arguments import to_json, training_arguments_fields
-
-ShardingName = choices([sharding.value for sharding in Sharding])
 
 
 def main(
@@ -24,7 +19,7 @@ def main(
     model: ModelName,
     free_lunch: bool = False,
     activation_checkpointing: bool = False,
-    sharding: ShardingName = "none",  # pyright: ignore[reportInvalidTypeForm]
+    sharding: ShardingName = "none",
     offloading: bool = False,
     micro_batch_size: int | None = None,
     gradient_accumulation_steps: int | None = None,
@@ -58,83 +53,42 @@ def main(
         sharding=Sharding(sharding),
         offloading=offloading,
     )
-    batch = (micro_batch_size, gradient_accumulation_steps)
-    if optimal and (method != Method() or batch != (None, None)):
+    given = method != Method() or (micro_batch_size, gradient_accumulation_steps) != (None, None)
+    if optimal and given:
         raise InvalidConfigError(
             "--optimal takes the measured winner: leave the method and batch flags out"
         )
-    if not optimal and None in batch:
+    recipe = get_model(model)
+    if optimal:
+        from academic_pretraining.results import fastest, method_of
+
+        row = fastest(results(), hardware, model).row(0, named=True)
+        method = method_of(row)
+        micro_batch_size, gradient_accumulation_steps = (
+            row["micro_batch_size"],
+            row["grad_acc_steps"],
+        )
+        batch_tolerance = abs(row["global_batch_size"] / recipe.global_batch_size - 1)
+    if micro_batch_size is None or gradient_accumulation_steps is None:
         raise InvalidConfigError(
             "--micro-batch-size and --gradient-accumulation-steps are both needed: give them, "
             "or --optimal for the measured winner"
         )
-    row = None
-    if optimal:
-        from academic_pretraining.results import fastest
-
-        row = fastest(results(), hardware, model).row(0, named=True)
-        method = Method(
-            **{
-                name: row[name] for name in ("free_lunch", "activation_checkpointing", "offloading")
-            },
-            sharding=Sharding(row["sharding"]),
-        )
-        batch = (row["micro_batch_size"], row["grad_acc_steps"])
-        wanted = get_model(model).global_batch_size
-        batch_tolerance = abs(row["global_batch_size"] - wanted) / wanted
     config = TrainingConfig(
-        hardware=hardware,
-        recipe=get_model(model),
-        method=method,
-        batch_tolerance=batch_tolerance,
+        hardware=hardware, recipe=recipe, method=method, batch_tolerance=batch_tolerance
     )
-    plan = config.plan(*batch)  # pyright: ignore[reportArgumentType]
-    prediction = _prediction(config, batch)
-    # A compilation that failed when it was measured is not asked for in training.
-    failed = prediction is not None and prediction["compile"] == "failed"
-    fields = training_arguments_fields(config, plan, torch_compile=False if failed else None)
-    setting = {
-        "model": config.recipe.name,
-        "attention": config.attention,
-        "hardware": {"num_nodes": num_nodes, "gpus_per_node": gpus_per_node, "gpu_type": gpu_type},
-        "method": method.label,
-        "prediction": prediction,
-    }
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(to_json(fields))
-        output.with_suffix(".setting.json").write_text(to_json(setting))
-    except OSError as error:
-        raise InvalidConfigError(
-            f"{output} cannot be written ({error}): name another file"
-        ) from error
-    print(f"{output}: {config.label}, micro-batch {batch[0]} x accumulation {batch[1]}")
+    plan = config.plan(micro_batch_size, gradient_accumulation_steps)
 
-
-def _prediction(config: TrainingConfig, batch: tuple[int | None, int | None]) -> dict | None:
-    """Find what was measured for exactly these settings; `None` if nothing was."""
+    from experiments.export import export, prediction
     from experiments.workspace import read_records
 
-    found = None
-    newest = -1.0
-    for record in read_records(workspace_dir())[0]:
-        stored = record["config"]
-        same = (
-            stored["hardware"] == json.loads(json.dumps(vars(config.hardware)))
-            and stored["recipe"]["name"] == config.recipe.name
-            and stored["method"] == vars(config.method)
-        )
-        if not same or record["measured_at"] < newest:
-            continue
-        for timing in record["measurement"]["timings"]:
-            if (timing["micro_batch_size"], timing["gradient_accumulation_steps"]) == batch:
-                newest = record["measured_at"]
-                found = {
-                    name: timing[name]
-                    for name in ("step_seconds", "step_seconds_standard_error", "peak_bytes", "mfu")
-                }
-                found["compile"] = record["measurement"]["compile"]
-    return found
+    predicted = prediction(read_records(workspace_dir())[0], config, plan)
+    export(output, config, plan, predicted)
+    print(
+        f"{output}: {config.label}, micro-batch {plan.micro_batch_size} x accumulation "
+        f"{plan.gradient_accumulation_steps}"
+        + (f", predicted {predicted['step_seconds']:.4g} s a step" if predicted else "")
+    )
 
 
 if __name__ == "__main__":

@@ -3,17 +3,18 @@
 What to change is marked with YOUR DATA; the rest runs as it is, on one GPU or on many nodes.
 """
 
+import dataclasses
 import json
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from _cli import ModelName, run
 
-from academic_pretraining.errors import InvalidFileError
+from academic_pretraining.errors import InvalidConfigError, InvalidFileError
 from academic_pretraining.models import get_model
+from experiments.export import setting_path
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -69,15 +70,28 @@ def main(
         launcher: how the workers are started.
     """
     fields = _read(training_arguments)
-    setting_file = training_arguments.with_suffix(".setting.json")
+    setting_file = setting_path(training_arguments)
     setting = _read(setting_file) if setting_file.exists() else {}
+    if (exported := setting.get("model", model_type)) != model_type:
+        raise InvalidFileError(
+            f"{training_arguments} was exported for {exported}, but --model-type is {model_type}: "
+            "give the same model"
+        )
+    if stop_after_steps is not None and stop_after_steps < 1:
+        raise InvalidConfigError(
+            f"--stop-after-steps is {stop_after_steps}, but must be at least 1"
+        )
     fields["output_dir"] = str(output_dir.resolve())
+    os.environ.setdefault("TORCHRUNX_LOG_DIR", str(output_dir.resolve() / "logs"))
 
     import torchrunx
 
+    _check_fields(fields, training_arguments)
     cpu = bool(fields.get("use_cpu"))
-    workers = launcher.workers_per_host or (1 if cpu else "gpu")
-    threads = max(1, (os.cpu_count() or 1) // (workers if isinstance(workers, int) else 8))
+    workers = launcher.workers_per_host or setting.get("hardware", {}).get("gpus_per_node")
+    workers = workers or (1 if cpu else "gpu")
+    # As many threads as under the benchmark: what is offloaded is computed by them.
+    threads = len(os.sched_getaffinity(0)) // (workers if isinstance(workers, int) else 8)
     torchrunx.Launcher(
         hostnames=launcher.hostnames,
         workers_per_host=workers,
@@ -85,7 +99,7 @@ def main(
         backend=launcher.backend or ("gloo" if cpu else "cpu:gloo,cuda:nccl"),  # pyright: ignore
         worker_timeout=launcher.worker_timeout,
         agent_timeout=launcher.agent_timeout,
-        extra_env_vars={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))},
+        extra_env_vars={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, threads)))},
         env_file=launcher.env_file,
     ).run(train, fields, model_type, setting, stop_after_steps, resume)
 
@@ -97,7 +111,12 @@ def train(
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from academic_pretraining.benchmarking.build import build_model
-    from academic_pretraining.benchmarking.cpu import allow_fsdp_on_cpu
+    from academic_pretraining.benchmarking.comparison import (
+        speed_report,
+        speed_text,
+        write_speed,
+    )
+    from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
     from academic_pretraining.benchmarking.timing import StepTimer
 
     class StopEarly(TrainerCallback):
@@ -105,10 +124,14 @@ def train(
             if state.global_step == stop_after_steps:
                 control.should_training_stop = True
 
+    output_dir = Path(fields["output_dir"])
     arguments = TrainingArguments(**fields)
-    allow_fsdp_on_cpu(arguments)
+    allow_sharding_on_cpu(arguments)
     model = build_model(
-        get_model(model_type), attention=setting.get("attention"), seed=arguments.seed
+        get_model(model_type),
+        attention=setting.get("attention"),
+        free_lunch=setting.get("free_lunch", True),
+        seed=arguments.seed,
     )
     timer = StepTimer(cuda=not arguments.use_cpu)
     trainer = Trainer(
@@ -118,34 +141,21 @@ def train(
         callbacks=[timer, StopEarly()],
     )
     trainer.train(resume_from_checkpoint=resume)
+    report = speed_report(timer, setting.get("prediction"))
     if trainer.is_world_process_zero():
-        _report(Path(arguments.output_dir), timer.samples(), setting)
+        print(speed_text(report))
+        write_speed(report, output_dir)
 
 
-def _report(output_dir: Path, samples: list, setting: dict) -> None:
-    """Compare the measured steps with the prediction, and keep both."""
-    import torch
+def _check_fields(fields: dict, path: Path) -> None:
+    from transformers import TrainingArguments
 
-    steps = [sample.seconds for sample in samples if not sample.skipped]
-    if not steps:
-        return
-    report: dict = {
-        "steps": len(steps),
-        "step_seconds": sum(steps) / len(steps),
-        "samples": steps,
-        "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-        "predicted": setting.get("prediction"),
-        "finished_at": time.time(),
-    }
-    text = f"{report['step_seconds']:.4g} s a step over {len(steps)} steps"
-    if prediction := report["predicted"]:
-        error = prediction["step_seconds"] / report["step_seconds"] - 1
-        text += f"; predicted {prediction['step_seconds']:.4g} s ({100 * error:+.2f}%)"
-        if report["peak_bytes"]:
-            error = prediction["peak_bytes"] / report["peak_bytes"] - 1
-            text += f"; peak memory {report['peak_bytes'] / 2**30:.2f} GiB ({100 * error:+.2f}%)"
-    print(text)
-    (output_dir / "speed.json").write_text(json.dumps(report, indent=2) + "\n")
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    if unknown := sorted(set(fields) - known):
+        raise InvalidFileError(
+            f"{path} holds {unknown[0]!r}, which is no field of TrainingArguments: write the file "
+            "with scripts/to_training_arguments.py"
+        )
 
 
 def _read(path: Path) -> dict:

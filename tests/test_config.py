@@ -83,13 +83,6 @@ RULES = {
         0.0,
         "136 GPUs share a global batch of 128, less than one example each: use at most 128 GPUs",
     ),
-    "too many GPUs, generously": (
-        hardware(8, num_nodes=17),
-        MODELS["mamba"],
-        Method(),
-        0.5,
-        "136 GPUs share a global batch of 128, less than one example each: use at most 128 GPUs",
-    ),
     "indivisible": (
         hardware(6),
         PYTHIA,

@@ -54,7 +54,7 @@ def test_plans_of_a_dividing_number_of_gpus(gpus, each):
     [
         (3, 0.001, {1: 341, 11: 31, 31: 11, 341: 1}),
         (7, 0.002, {1: 146, 2: 73, 73: 2, 146: 1}),
-        (4, 0.004, powers(256) | {3: 85, 5: 51, 15: 17, 17: 15, 51: 5, 85: 3, 255: 1}),
+        (4, 0.004, powers(256) | {3: 85, 5: 51, 15: 17, 17: 15, 51: 5, 85: 3, 255: 1, 257: 1}),
     ],
 )
 def test_plans_within_a_tolerance(gpus, tolerance, expected):
@@ -64,7 +64,7 @@ def test_plans_within_a_tolerance(gpus, tolerance, expected):
 @pytest.mark.parametrize(
     ("gpus", "tolerance", "expected"),
     [
-        (5, 0.001, {1: 205, 5: 41, 41: 5}),
+        (5, 0.001, {1: 205, 5: 41, 41: 5, 205: 1}),
         (6, 0.002, {1: 171, 3: 57, 9: 19, 19: 9, 57: 3}),
     ],
 )

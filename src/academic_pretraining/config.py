@@ -1,5 +1,7 @@
 """One training to measure: hardware, model and method; and how its batch is divided."""
 
+import copy
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -109,11 +111,12 @@ class TrainingConfig:
             gradient_accumulation_steps=gradient_accumulation_steps,
         )
         wanted = self.recipe.global_batch_size
-        if abs(plan.global_batch_size - wanted) > self.batch_tolerance * wanted:
+        if not _within(plan, wanted, self.batch_tolerance):
             possible = sorted({p.micro_batch_size for p in self.plans()})
             raise InvalidConfigError(
-                f"{plan.world_size} GPUs x micro-batch {micro_batch_size} x "
-                f"{gradient_accumulation_steps} accumulation steps is a global batch of "
+                f"{plan.world_size} GPU{'s' * (plan.world_size > 1)} x micro-batch "
+                f"{micro_batch_size} x {gradient_accumulation_steps} accumulation steps is a "
+                "global batch of "
                 f"{plan.global_batch_size}, but {self.recipe.name} trains with {wanted}: choose a "
                 f"micro-batch size among {_listed(possible)} and accumulation steps to match, or "
                 "allow a difference with --batch-tolerance"
@@ -136,6 +139,8 @@ class TrainingConfig:
         Raises:
             InvalidConfigError: no accumulation brings this size to the recipe's global batch.
         """
+        if micro_batch_size < 1:
+            return self.plan(micro_batch_size, 1)
         nearest = max(
             1, round(self.recipe.global_batch_size / (self.hardware.world_size * micro_batch_size))
         )
@@ -191,7 +196,9 @@ def grid(
 def config_to_dict(config: TrainingConfig) -> dict[str, Any]:
     """Write a configuration, recipe included, as JSON types."""
     recipe = {f.name: getattr(config.recipe, f.name) for f in fields(ModelRecipe)}
-    recipe |= {name: dict(recipe[name]) for name in ("architecture", "lr_scheduler_kwargs")}
+    recipe |= {
+        name: copy.deepcopy(dict(recipe[name])) for name in ("architecture", "lr_scheduler_kwargs")
+    }
     return {
         "hardware": asdict(config.hardware),
         "recipe": recipe,
@@ -219,14 +226,15 @@ def config_from_dict(data: dict[str, Any]) -> TrainingConfig:
 
 
 def _plans(global_batch_size: int, world_size: int, tolerance: float) -> Iterator[BatchPlan]:
-    for micro_batch_size in range(1, global_batch_size // world_size + 1):
+    largest = int(global_batch_size * (1 + tolerance)) // world_size
+    for micro_batch_size in range(1, largest + 1):
         at_once = world_size * micro_batch_size
         plan = BatchPlan(
             world_size=world_size,
             micro_batch_size=micro_batch_size,
             gradient_accumulation_steps=max(1, round(global_batch_size / at_once)),
         )
-        if abs(plan.global_batch_size - global_batch_size) <= tolerance * global_batch_size:
+        if _within(plan, global_batch_size, tolerance):
             yield plan
 
 
@@ -247,8 +255,14 @@ def _why_batch_invalid(global_batch_size: int, world_size: int, tolerance: float
     ]
 
 
+def _within(plan: BatchPlan, global_batch_size: int, tolerance: float) -> bool:
+    # The margin is for tolerances such as 0.29, which binary fractions miss by a hair.
+    departure = abs(plan.global_batch_size - global_batch_size)
+    return departure <= tolerance * global_batch_size + 1e-9
+
+
 def _rounded_up(fraction: float) -> float:
-    return round(fraction + 0.0005, 3)
+    return math.ceil(fraction * 1000 - 1e-9) / 1000
 
 
 def _listed(numbers: list[int], most: int = 12) -> str:

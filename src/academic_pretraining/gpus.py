@@ -232,15 +232,23 @@ def visible_devices(environment: Mapping[str, str]) -> tuple[Device, ...]:
         return ()
     found: dict[str, Device] = {}
     for line in output.stdout.splitlines():
-        index, uuid, name, used, total = (part.strip() for part in line.split(","))
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) != 5:
+            continue
+        index, uuid, name, used, total = parts
         found[index] = Device(
             name=name,
             uuid=uuid,
-            memory_used_bytes=int(used) * 2**20,
-            memory_total_bytes=int(total) * 2**20,
+            memory_used_bytes=_mebibytes(used),
+            memory_total_bytes=_mebibytes(total),
         )
     chosen = environment.get("CUDA_VISIBLE_DEVICES")
     return tuple(found.values()) if chosen is None else tuple(_chosen(found, chosen.split(",")))
+
+
+def _mebibytes(figure: str) -> int:
+    """Read nvidia-smi's MiB; 0 where it says that there is no figure, as on shared memory."""
+    return int(figure) * 2**20 if figure.isdigit() else 0
 
 
 def _chosen(found: Mapping[str, Device], chosen: Sequence[str]) -> list[Device]:

@@ -10,6 +10,7 @@ from academic_pretraining.analytic import SECONDS_PER_DAY
 from academic_pretraining.config import TrainingConfig, config_from_dict, config_to_dict
 from academic_pretraining.errors import NoResultsError
 from academic_pretraining.gpus import Hardware
+from academic_pretraining.methods import Method, Sharding
 
 RECORD_VERSION = 1
 
@@ -168,6 +169,18 @@ def config_of(record: dict[str, Any]) -> TrainingConfig:
     return config_from_dict(record["config"])
 
 
+def check_record(record: dict[str, Any]) -> None:
+    """Find out whether `frame` can take a record.
+
+    Raises:
+        ValueError: it lacks something, or something is of another type.
+    """
+    try:
+        pl.DataFrame([_row(record)], schema=SCHEMA)
+    except (KeyError, TypeError, AttributeError, pl.exceptions.PolarsError) as error:
+        raise ValueError(f"broken record: {type(error).__name__} {error}") from error
+
+
 def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
     """Gather records in one frame, the newest of each setting, with training_days."""
     rows = pl.DataFrame([_row(record) for record in records], schema=SCHEMA)
@@ -194,13 +207,23 @@ def fastest(results: pl.DataFrame, hardware: Hardware, model: str) -> pl.DataFra
     Raises:
         NoResultsError: nothing was measured for this hardware and model.
     """
-    rows = select(results, hardware, model).filter(outcome="measured").sort("step_seconds")
+    rows = select(results, hardware, model).filter(outcome="measured").sort("training_days")
     if rows.is_empty():
         raise NoResultsError(
             f"no result yet for {model} on {hardware.num_nodes} x {hardware.gpus_per_node} "
             f"{hardware.gpu_type}: run scripts/benchmark.py with the same flags first"
         )
     return rows.head(1)
+
+
+def method_of(row: dict[str, Any]) -> Method:
+    """Read the method of a row."""
+    return Method(
+        free_lunch=row["free_lunch"],
+        activation_checkpointing=row["activation_checkpointing"],
+        sharding=Sharding(row["sharding"]),
+        offloading=row["offloading"],
+    )
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def test_custom_kernels_are_named(name, free_lunch, naive):
         (("mambapy",), True, "mambapy scan (mamba-ssm is not installed)"),
         (("mambapy",), False, "sequential scan (mamba-ssm is not installed)"),
         (("mamba_ssm", "mambapy"), True, "mamba-ssm"),
-        (("mamba_ssm",), False, "mamba-ssm"),
+        (("mamba_ssm",), False, "mamba-ssm (cannot be switched off)"),
     ],
 )
 def test_mamba_says_which_scan_it_runs(monkeypatch, installed, free_lunch, expected):

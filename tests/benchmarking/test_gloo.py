@@ -14,7 +14,9 @@ ZERO_1 = Method(sharding=Sharding.ZERO_1, activation_checkpointing=True)
 ZERO_2 = Method(sharding=Sharding.ZERO_2, free_lunch=True)
 FSDP_GRAD = Method(sharding=Sharding.FSDP_SHARD_GRAD_OP)
 FSDP_FULL = Method(sharding=Sharding.FSDP_FULL_SHARD, activation_checkpointing=True)
-EVERY = (NAIVE, COMPILED, ZERO_1, ZERO_2, FSDP_GRAD, FSDP_FULL)
+ZERO_3 = Method(sharding=Sharding.ZERO_3, activation_checkpointing=True)
+FSDP_COMPILED = Method(sharding=Sharding.FSDP_FULL_SHARD, free_lunch=True)
+EVERY = (NAIVE, COMPILED, ZERO_1, ZERO_2, FSDP_GRAD, FSDP_FULL, ZERO_3, FSDP_COMPILED)
 
 every_method = pytest.mark.parametrize("method", EVERY, ids=lambda method: method.label)
 
@@ -43,6 +45,9 @@ def test_a_session_trains_and_ends(recorded, method):
         (COMPILED, "OptimizedModule", "DistributedDataParallel"),
         (ZERO_1, "DeepSpeedEngine", "DeepSpeedEngine"),
         (ZERO_2, "DeepSpeedEngine", "DeepSpeedEngine"),
+        (ZERO_3, "DeepSpeedEngine", "DeepSpeedEngine"),
+        # Compiled first and sharded then.
+        (FSDP_COMPILED, "FSDPOptimizedModule", "GPTNeoXForCausalLM"),
         (FSDP_GRAD, "FSDPGPTNeoXForCausalLM", "FSDPGPTNeoXForCausalLM"),
         (FSDP_FULL, "FSDPGPTNeoXForCausalLM", "FSDPGPTNeoXForCausalLM"),
     ],
@@ -91,7 +96,9 @@ def test_full_sharding_lets_go_of_a_layer_after_its_forward_pass(recorded, metho
         assert facts["seen"].get("layers resharded after forward", 0) == times
 
 
-@pytest.mark.parametrize("method", [NAIVE, ZERO_1, FSDP_GRAD, FSDP_FULL], ids=lambda m: m.label)
+@pytest.mark.parametrize(
+    "method", [NAIVE, ZERO_1, FSDP_GRAD, FSDP_FULL, ZERO_3], ids=lambda method: method.label
+)
 def test_checkpointing_runs_each_layer_a_second_time(recorded, method):
     runs = 2 if method.activation_checkpointing else 1
     for facts in recorded(method).facts:

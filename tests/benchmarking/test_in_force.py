@@ -16,6 +16,8 @@ RECORDED = (
     Method(sharding=Sharding.ZERO_2, free_lunch=True),
     Method(sharding=Sharding.FSDP_SHARD_GRAD_OP),
     Method(sharding=Sharding.FSDP_FULL_SHARD, activation_checkpointing=True),
+    Method(sharding=Sharding.ZERO_3, activation_checkpointing=True),
+    Method(sharding=Sharding.FSDP_FULL_SHARD, free_lunch=True),
 )
 trained = pytest.mark.parametrize("method", RECORDED, ids=lambda method: method.label)
 

@@ -26,7 +26,7 @@ def tell(**event):
 
 def fail(rank, outcome, cause, when):
     failure = dict(outcome=outcome, cause=cause, time=when, log=f"rank{{rank}}.log")
-    failure |= dict(requested_bytes=None, free_bytes=None)
+    failure |= dict(requested_bytes=None, free_bytes=None, transient=True)
     (folder / f"rank{{rank}}.partial").write_text(json.dumps(failure))
     (folder / f"rank{{rank}}.partial").rename(folder / f"rank{{rank}}.failure.json")
 

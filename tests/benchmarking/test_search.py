@@ -189,7 +189,7 @@ def test_after_a_failed_compilation_nothing_is_compiled(failing):
 
 @pytest.mark.parametrize(
     ("failing", "compiled_share", "size"),
-    [(0, 1.0, 1), (1, 1.0, 4), (2, 1.0, 32), (3, 1.0, 64), (4, 0.5, 128)],
+    [(0, 1.0, 1), (1, 1.0, 4), (2, 1.0, 32), (3, 1.0, 64), (4, 0.5, 128), (4, 1.0, 32)],
 )
 def test_out_of_memory_at_any_probe_leads_on(failing, compiled_share, size):
     config, device = config_on(), Device(compiled_share=compiled_share)

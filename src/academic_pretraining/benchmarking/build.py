@@ -1,14 +1,18 @@
 """A recipe as a model and as synthetic data; nothing is downloaded."""
 
-import importlib.util
+import contextlib
+import importlib
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from academic_pretraining.models.recipe import ModelRecipe, Task
 
@@ -36,7 +40,8 @@ def build_model(
     chosen = {}
     if attention is not None and recipe.attention_kernel is not None:
         chosen["attn_implementation"] = attention
-    model = _AUTO_CLASSES[recipe.task].from_config(config, **chosen)
+    with _whole_mixers():
+        model = _AUTO_CLASSES[recipe.task].from_config(config, **chosen)
     _make_stages_checkpointable(model)
     return model
 
@@ -53,7 +58,8 @@ def custom_kernels(recipe: ModelRecipe, *, free_lunch: bool) -> str:
     """Say which kernels of the model's own are in force."""
     if recipe.config_class == "MambaConfig":
         if _installed("mamba_ssm"):
-            return "mamba-ssm"
+            # transformers takes them wherever they are installed, naive or not.
+            return "mamba-ssm" if free_lunch else "mamba-ssm (cannot be switched off)"
         if free_lunch and _installed("mambapy"):
             return "mambapy scan (mamba-ssm is not installed)"
         return "sequential scan (mamba-ssm is not installed)"
@@ -114,7 +120,31 @@ def example_bytes(recipe: ModelRecipe) -> int:
 
 
 def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    """Whether it can be imported: a kernel built for another torch is there but does not load."""
+    try:
+        importlib.import_module(package)
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _whole_mixers() -> Iterator[None]:
+    """Let a Mamba mixer be initialised under ZeRO-3.
+
+    transformers 5.17 gathers a module's own parameters before it initialises them, but a mixer
+    also writes to its child's (`dt_proj.bias`), which then has no elements. It asks
+    `parameters(recurse=False)`; tests/benchmarking/test_build.py fails when this is not needed.
+    """
+
+    def parameters(self: nn.Module, recurse: bool = True) -> Iterator[nn.Parameter]:
+        return nn.Module.parameters(self, recurse=True)
+
+    MambaMixer.parameters = parameters
+    try:
+        yield
+    finally:
+        del MambaMixer.parameters
 
 
 def _make_stages_checkpointable(model: PreTrainedModel) -> None:

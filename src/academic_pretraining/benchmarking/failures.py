@@ -16,6 +16,7 @@ _OTHER_ALLOCATIONS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "Cuda failure 2 'out of memory'",
+    "Triton Error [CUDA]: out of memory",
 )
 
 
@@ -28,10 +29,12 @@ class Failure:
         cause: the exception in one line.
         requested_bytes: of the allocation that failed.
         free_bytes: device memory that was free then.
+        transient: whether a second try may end otherwise; not where plain Python went wrong.
     """
 
     outcome: Outcome
     cause: str
+    transient: bool = True
     requested_bytes: int | None = None
     free_bytes: int | None = None
 
@@ -54,7 +57,9 @@ def classify(error: BaseException) -> Failure:
     for link in _chain(error):
         if type(link).__module__.startswith(compilers):
             return Failure(outcome=Outcome.COMPILE_FAILED, cause=_one_line(link))
-    return Failure(outcome=Outcome.CRASHED, cause=_one_line(error))
+    # NCCL, CUDA and sockets raise these two; SystemExit is a death like that of a signal.
+    transient = isinstance(error, RuntimeError | OSError | SystemExit)
+    return Failure(outcome=Outcome.CRASHED, cause=_one_line(error), transient=transient)
 
 
 def _chain(error: BaseException) -> list[BaseException]:

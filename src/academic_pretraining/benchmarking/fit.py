@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from academic_pretraining.benchmarking.probes import StepSample
@@ -36,7 +36,7 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
     has few. With one accumulation only, its mean is the answer, and a and b stay undivided.
 
     Args:
-        samples: steps with one or two different accumulations.
+        samples: steps, best with different accumulations.
         accumulation: micro-batches of one GPU in one real step.
 
     Raises:
@@ -49,42 +49,62 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
     for sample in usable:
         groups.setdefault(sample.accumulation, []).append(sample.seconds)
     longest = max(groups)
-    at_longest = _Mean.of(groups[longest])
-    shortest = min(groups)
-    if shortest == longest:
+    extrapolated = accumulation > longest
+    noise = _relative_noise(groups)
+    spread = _spread(groups[longest])
+    if len(groups) == 1:
         # Nothing to tell a from b: whole steps scale as they are.
-        scale = accumulation / longest
+        seconds = statistics.fmean(groups[longest]) * accumulation / longest
         return StepTime(
-            seconds=at_longest.mean * scale,
-            standard_error_seconds=at_longest.error * scale,
-            spread=at_longest.spread,
-            micro_step_seconds=at_longest.mean / longest,
+            seconds=seconds,
+            standard_error_seconds=seconds * noise / math.sqrt(len(usable)),
+            spread=spread,
+            micro_step_seconds=seconds / accumulation,
             overhead_seconds=0.0,
-            extrapolated=accumulation > longest,
+            extrapolated=extrapolated,
         )
-    at_shortest = _Mean.of(groups[shortest])
-    slope = (at_longest.mean - at_shortest.mean) / (longest - shortest)
-    beyond = (accumulation - longest) / (longest - shortest)
+    slope, centre, at_centre, weight, moment = _line(groups)
     return StepTime(
-        seconds=at_longest.mean + beyond * (at_longest.mean - at_shortest.mean),
-        standard_error_seconds=math.hypot(
-            (1 + beyond) * at_longest.error, beyond * at_shortest.error
-        ),
-        spread=at_longest.spread,
+        seconds=at_centre + slope * (accumulation - centre),
+        standard_error_seconds=noise
+        * math.sqrt(1 / weight + (accumulation - centre) ** 2 / moment),
+        spread=spread,
         micro_step_seconds=slope,
-        overhead_seconds=at_longest.mean - slope * longest,
-        extrapolated=accumulation > longest,
+        overhead_seconds=at_centre - slope * centre,
+        extrapolated=extrapolated,
     )
 
 
-@dataclass(frozen=True)
-class _Mean:
-    mean: float
-    error: float
-    spread: float
+def _line(groups: Mapping[int, Sequence[float]]) -> tuple[float, float, float, float, float]:
+    """Fit a line by least squares of the relative errors: a step of twice the time varies twice.
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "_Mean":
-        mean = statistics.fmean(values)
-        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-        return cls(mean, deviation / math.sqrt(len(values)), deviation / mean)
+    Returns:
+        slope; centre of the accumulations and the line there; sum of weights and their second
+        moment about the centre, with the squared mean seconds of each group as variance.
+    """
+    points = [
+        (accumulation, statistics.fmean(values), len(values) / statistics.fmean(values) ** 2)
+        for accumulation, values in groups.items()
+    ]
+    weight = sum(w for _, _, w in points)
+    centre = sum(w * x for x, _, w in points) / weight
+    at_centre = sum(w * y for _, y, w in points) / weight
+    moment = sum(w * (x - centre) ** 2 for x, _, w in points)
+    slope = sum(w * (x - centre) * (y - at_centre) for x, y, w in points) / moment
+    return slope, centre, at_centre, weight, moment
+
+
+def _relative_noise(groups: Mapping[int, Sequence[float]]) -> float:
+    """Standard deviation of one step over its mean, from all groups together."""
+    squares = 0.0
+    freedom = 0
+    for values in groups.values():
+        squares += _spread(values) ** 2 * (len(values) - 1)
+        freedom += len(values) - 1
+    return math.sqrt(squares / freedom) if freedom else 0.0
+
+
+def _spread(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    return statistics.stdev(values) / statistics.fmean(values)

@@ -21,7 +21,8 @@ def check_in_force(trainer: Trainer, config: TrainingConfig, *, compiled: bool) 
         MeasurementError: naming each setting that is not in force.
     """
     method = config.method
-    wrapped: nn.Module = trainer.model_wrapped
+    wrapped = trainer.model_wrapped
+    assert wrapped is not None
     found = _read(wrapped)
     wanted = {
         "sharding backend": str(method.sharding.backend),
@@ -58,13 +59,15 @@ def _read(wrapped: nn.Module) -> dict[str, object]:
             for module in inner.modules()
         ),
     }
-    if isinstance(inner, FSDPModule):
-        layers = [m for m in inner.modules() if isinstance(m, FSDPModule) and m is not inner]
+    units = [module for module in wrapped.modules() if isinstance(module, FSDPModule)]
+    if units:
+        # A compiled model is compiled first and sharded then, so that its shell is the root.
+        layers = [unit for unit in units if unit is not wrapped and unit is not inner]
         found |= {
             "sharding backend": Backend.FSDP.value,
             # The layers decide; embedding, head and root are never resharded after forward.
             "reshard after forward": any(_reshards(layer) for layer in layers),
-            "offloading": all(p.device.type == "cpu" for p in inner.parameters())
+            "offloading": all(p.device.type == "cpu" for p in wrapped.parameters())
             and torch.cuda.is_available(),
         }
     elif hasattr(inner, "zero_optimization_stage"):

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
 from academic_pretraining.benchmarking.search import Effort
 from academic_pretraining.config import TrainingConfig, config_to_dict
@@ -146,14 +148,38 @@ def _events(path: Path) -> Iterator[dict[str, Any] | None]:
 def _first_failure(directory: Path) -> dict[str, Any] | None:
     if not list(directory.glob("rank*.failure.json")):
         return None
+    killed = _killed(directory)
     time.sleep(_GRACE_SECONDS)
     failures = [json.loads(p.read_text()) for p in directory.glob("rank*.failure.json")]
+    if killed:
+        return killed
     # One rank out of memory makes the others fail in their collectives, sometimes sooner.
     memory = [f for f in failures if f["outcome"] == Outcome.OUT_OF_MEMORY]
     first = min(memory or failures, key=lambda failure: failure["time"])
     if "mismatch" in first:
         raise HardwareMismatchError(first["mismatch"])
     return first
+
+
+def _killed(directory: Path) -> dict[str, Any] | None:
+    """Find a rank of this machine that died without a word: the others only miss it."""
+    if json.loads((directory / "request.json").read_text())["config"]["hardware"]["num_nodes"] > 1:
+        return None
+    for path in sorted(directory.glob("rank*.pid")):
+        rank = path.stem
+        with contextlib.suppress(psutil.NoSuchProcess, ValueError):
+            if psutil.Process(int(path.read_text())).status() != psutil.STATUS_ZOMBIE:
+                continue
+        if not (directory / f"{rank}.failure.json").exists():
+            return {
+                "outcome": Outcome.CRASHED,
+                "cause": f"{rank} was killed, perhaps by the host for want of memory",
+                "requested_bytes": None,
+                "free_bytes": None,
+                "transient": True,
+                "log": str(directory / f"{rank}.log"),
+            }
+    return None
 
 
 _NO_PROBE = Probe(
@@ -186,6 +212,7 @@ def _failed(probe: Probe | None, directory: Path, failure: dict[str, Any] | None
         cause=failure["cause"],
         requested_bytes=failure["requested_bytes"],
         free_bytes=failure["free_bytes"],
+        transient=failure["transient"],
         log=failure["log"],
     )
 

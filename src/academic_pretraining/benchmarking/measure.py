@@ -15,6 +15,7 @@ from academic_pretraining.benchmarking.search import (
     Effort,
     best_timing,
     predicted_step_time,
+    timings,
 )
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import MeasurementError
@@ -37,7 +38,8 @@ def measure(
         on_probe: called when a probe begins.
 
     Raises:
-        MeasurementError: a session crashed or hung twice; out of memory is a result.
+        MeasurementError: a session crashed or hung, and once more where that may help; out of
+            memory is a result.
         HardwareMismatchError: the machine is not what was declared.
     """
     began = time.monotonic()
@@ -56,7 +58,7 @@ def measure(
             end.results[-1] = last
         if last and last.outcome in (Outcome.CRASHED, Outcome.HUNG):
             crashes += 1
-            if crashes == 2:
+            if crashes == 2 or not last.transient:
                 raise MeasurementError(
                     f"{config.label}: {last.outcome} in {last.probe.description}: {last.cause} "
                     f"(log: {last.log})"
@@ -83,11 +85,11 @@ def _conclude(
         (r for r in reversed(history) if r.outcome is Outcome.OUT_OF_MEMORY), None
     )
     done = [r for r in history if r.outcome is Outcome.OK]
-    timings = [r for r in done if r.probe.purpose is Purpose.TIMING]
+    timed = [r for r in done if r.probe.purpose is Purpose.TIMING]
     return Measurement(
         outcome="measured" if best else "out of memory",
         best=_timing(config, best, flops) if best else None,
-        timings=tuple(_timing(config, r, flops) for r in timings),
+        timings=tuple(_timing(config, r, flops) for r in timings(history)),
         memory_ramp=tuple(
             (r.probe.micro_batch_size, r.peak_bytes)
             for r in done
@@ -107,11 +109,11 @@ def _conclude(
         seconds={
             "launch": sum(end.start_seconds for end in ends),
             "build": sum(r.build_seconds for r in done),
-            "compile and warm-up": sum(r.warm_up_seconds for r in timings),
+            "compile and warm-up": sum(r.warm_up_seconds for r in timed),
             "memory ramp": sum(
                 r.seconds - r.build_seconds for r in done if r.probe.purpose is Purpose.MEMORY
             ),
-            "timing": sum(r.seconds - r.build_seconds - r.warm_up_seconds for r in timings),
+            "timing": sum(r.seconds - r.build_seconds - r.warm_up_seconds for r in timed),
             "all": wall_seconds,
         },
         sessions=len(ends),
@@ -119,11 +121,9 @@ def _conclude(
 
 
 def _compile_state(best: ProbeResult | None, failure: ProbeResult | None) -> str:
-    if failure:
-        return "failed"
-    if best is None or not best.probe.compile:
-        return "off"
-    return "on" if best.graphs else "no graph"
+    if best and best.probe.compile:
+        return "on" if best.graphs else "no graph"
+    return "failed" if failure else "off"
 
 
 def _timing(config: TrainingConfig, result: ProbeResult, flops: int) -> Timing:

@@ -10,13 +10,12 @@ import torch.distributed as dist
 from transformers import Trainer, TrainingArguments
 
 from academic_pretraining.benchmarking.build import build_model, synthetic_dataset
-from academic_pretraining.benchmarking.cpu import allow_fsdp_on_cpu
+from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
 from academic_pretraining.benchmarking.in_force import check_in_force
 from academic_pretraining.benchmarking.probes import (
     Outcome,
     Probe,
     ProbeResult,
-    Purpose,
     StepSample,
 )
 from academic_pretraining.benchmarking.timing import StepTimer
@@ -91,7 +90,7 @@ def _build(
         "disable_tqdm": True,
     }
     arguments = TrainingArguments(**fields)
-    allow_fsdp_on_cpu(arguments)
+    allow_sharding_on_cpu(arguments)
     # After the arguments: under ZeRO-3 they make the model come up in shards.
     model = build_model(
         config.recipe,
@@ -100,15 +99,13 @@ def _build(
         seed=arguments.seed,
     )
     examples = probe.micro_batches_per_epoch * probe.micro_batch_size * plan.world_size
-    timer = StepTimer(cuda=cuda)
+    timer = StepTimer(cuda=cuda, warm_up_steps=probe.warm_up_steps)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=synthetic_dataset(config.recipe, examples),
         callbacks=[timer],
     )
-    if probe.purpose is Purpose.MEMORY and len(trainer.get_train_dataloader()) == 0:
-        raise ValueError("the synthetic dataset is empty")
     return trainer, timer
 
 

@@ -36,6 +36,7 @@ class Probe:
         low: accumulation of each epoch's last step; 0 for none.
         high_steps: optimizer steps with `high` in each epoch.
         epochs: repetitions.
+        warm_up_steps: optimizer steps at the beginning that are not timed.
         compile: whether `torch.compile` is asked for.
         deadline_seconds: from the start of the probe, model building and compilation included.
     """
@@ -46,6 +47,7 @@ class Probe:
     low: int = 0
     high_steps: int
     epochs: int = 1
+    warm_up_steps: int = 2
     compile: bool
     deadline_seconds: float
 
@@ -105,6 +107,7 @@ class ProbeResult:
         warm_up_seconds: until the end of the first optimizer step, compilation included.
         seconds: the whole probe.
         cause: of a failure, the exception in one line.
+        transient: of a failure, whether a second try may end otherwise.
         log: of a failure, the log of the rank that failed first.
     """
 
@@ -122,6 +125,7 @@ class ProbeResult:
     warm_up_seconds: float = 0.0
     seconds: float = 0.0
     cause: str = ""
+    transient: bool = True
     log: str = ""
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,19 +3,19 @@
 First the memory: short eager runs at small micro-batches, whose peaks lie on a line, give the
 largest micro-batch that should fit. Then the time, there and at its smaller neighbours until
 they get slower; a larger neighbour follows where the peaks seen under timing leave room for it.
+Last, where the steps vary so much that the real step, with its many micro-batches, is uncertain,
+the best one is timed again with longer accumulation.
 Every rank of a session, and the session that carries on after one died, takes the same decision
 from the same history.
 """
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from academic_pretraining.benchmarking.fit import StepTime, fit_step_time
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
 from academic_pretraining.config import BatchPlan, TrainingConfig
-
-_WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,9 @@ class Effort:
     Attributes:
         timing_seconds: wished length of one timing run, compilation left out.
         most_timings: micro-batch sizes to time at most.
+        relative_error: standard error of the real step over its seconds that is good enough.
+        most_refinements: longer runs at the best micro-batch to come there, at most.
+        low, high_steps, epochs, warm_up_steps: shape of a timing run, as in `Probe`.
         usable_memory: share of the device's memory that a predicted peak may fill.
         micro_batch_sizes: sizes to consider; empty for all that divide the batch.
         memory_deadline_seconds: limit of a memory probe.
@@ -33,13 +36,28 @@ class Effort:
 
     timing_seconds: float = 12.0
     most_timings: int = 4
+    relative_error: float = 0.007
+    most_refinements: int = 2
+    low: int = 2
+    high_steps: int = 3
+    epochs: int = 3
+    warm_up_steps: int = 2
     usable_memory: float = 0.94
     micro_batch_sizes: tuple[int, ...] = ()
     memory_deadline_seconds: float = 300.0
     timing_deadline_seconds: float = 1500.0
 
 
-QUICK = Effort(timing_seconds=6.0, most_timings=1, micro_batch_sizes=(1,))
+QUICK = Effort(
+    timing_seconds=4.0,
+    most_timings=1,
+    micro_batch_sizes=(1,),
+    most_refinements=0,
+    low=1,
+    high_steps=2,
+    epochs=2,
+    warm_up_steps=1,
+)
 """For a CPU: enough to see a table."""
 
 
@@ -51,18 +69,36 @@ def next_probe(
     if not config.hardware.gpu.is_cpu:
         for size in _ramp(plans, effort, history):
             return _memory_probe(plans[size], effort)
+    compiles = config.compiles and not _compile_failed(history)
     size = _next_timing(plans, effort, history)
     if size is None:
-        return None
-    return _timing_probe(
-        plans[size], effort, history, compiles=config.compiles and not _compile_failed(history)
-    )
+        return _refinement(config, effort, history, compiles=compiles)
+    return _timing_probe(plans[size], effort, history, compiles=compiles)
 
 
 def best_timing(config: TrainingConfig, history: Sequence[ProbeResult]) -> ProbeResult | None:
     """Find the timing with the least predicted step time; `None` if nothing fitted."""
-    timings = [r for r in history if r.probe.purpose is Purpose.TIMING and r.outcome is Outcome.OK]
-    return min(timings, key=lambda r: predicted_step_seconds(config, r), default=None)
+    return min(timings(history), key=lambda r: predicted_step_seconds(config, r), default=None)
+
+
+def timings(history: Sequence[ProbeResult]) -> list[ProbeResult]:
+    """Gather the timings, those of one micro-batch size as one: all samples, largest peaks."""
+    found: dict[int, ProbeResult] = {}
+    for result in history:
+        if result.probe.purpose is not Purpose.TIMING or result.outcome is not Outcome.OK:
+            continue
+        size = result.probe.micro_batch_size
+        if earlier := found.get(size):
+            # The larger peak is that of the longer accumulation, whose inputs waited longer.
+            result = replace(
+                result,
+                samples=earlier.samples + result.samples,
+                peak_bytes=max(earlier.peak_bytes, result.peak_bytes),
+                reserved_bytes=max(earlier.reserved_bytes, result.reserved_bytes),
+                graphs=max(earlier.graphs, result.graphs),
+            )
+        found[size] = result
+    return list(found.values())
 
 
 def predicted_step_time(config: TrainingConfig, result: ProbeResult) -> StepTime:
@@ -116,19 +152,19 @@ def _next_timing(
     plans: dict[int, BatchPlan], effort: Effort, history: Sequence[ProbeResult]
 ) -> int | None:
     sizes = list(plans)
-    timings = [
+    tried = [
         r
         for r in history
         if r.probe.purpose is Purpose.TIMING and r.outcome is not Outcome.COMPILE_FAILED
     ]
-    if not timings:
+    if not tried:
         return _first_timing(plans, effort, history)
-    timed = {r.probe.micro_batch_size: r for r in timings if r.outcome is Outcome.OK}
+    timed = {r.probe.micro_batch_size: r for r in timings(history)}
     failed = {r.probe.micro_batch_size for r in history if r.outcome is Outcome.OUT_OF_MEMORY}
     too_large = min(failed - set(timed), default=sizes[-1] + 1)
     if not timed:
         return max(
-            (s for s in sizes if s < min(r.probe.micro_batch_size for r in timings)), default=None
+            (s for s in sizes if s < min(r.probe.micro_batch_size for r in tried)), default=None
         )
     if len(timed) >= effort.most_timings:
         return None
@@ -144,7 +180,7 @@ def _next_timing(
         if larger:
             return max(larger)
     if best == min(timed):
-        return max((s for s in sizes if s < best), default=None)
+        return max((s for s in sizes if s < min(best, too_large)), default=None)
     return None
 
 
@@ -159,6 +195,27 @@ def _first_timing(
     return max(
         (s for s in plans if s <= largest and s < min(too_large, default=s + 1)), default=min(plans)
     )
+
+
+def _refinement(
+    config: TrainingConfig, effort: Effort, history: Sequence[ProbeResult], *, compiles: bool
+) -> Probe | None:
+    """Lengthen the lever where the real step follows too uncertainly from short ones."""
+    best = best_timing(config, history)
+    if best is None:
+        return None
+    step = predicted_step_time(config, best)
+    size = best.probe.micro_batch_size
+    runs = [
+        r for r in history if r.probe.purpose is Purpose.TIMING and r.probe.micro_batch_size == size
+    ]
+    enough = step.standard_error_seconds <= effort.relative_error * step.seconds
+    failed = any(r.outcome is not Outcome.OK for r in runs if r.probe.compile == compiles)
+    if enough or failed or not step.extrapolated or len(runs) > effort.most_refinements:
+        return None
+    longest = max(r.probe.high for r in runs)
+    accumulation = config.plan_at(size).gradient_accumulation_steps
+    return replace(best.probe, high=min(accumulation, 4 * longest), low=longest, compile=compiles)
 
 
 def _fits(size: int, best: int, effort: Effort, history: Sequence[ProbeResult]) -> bool:
@@ -202,15 +259,15 @@ def _memory_probe(plan: BatchPlan, effort: Effort) -> Probe:
 def _timing_probe(
     plan: BatchPlan, effort: Effort, history: Sequence[ProbeResult], *, compiles: bool
 ) -> Probe:
-    micro_batches = 24.0
+    micro_batches = 2.0 * effort.timing_seconds
     if guess := _guessed_micro_step_seconds(plan.micro_batch_size, history):
         micro_batches = effort.timing_seconds / guess
     accumulation = plan.gradient_accumulation_steps
-    if accumulation * (_WARM_UP_STEPS + 4) <= max(micro_batches, 12):
+    if accumulation * (effort.warm_up_steps + 4) <= max(micro_batches, 12):
         high, low = accumulation, 0
         epochs, high_steps = 1, min(30, max(6, round(micro_batches / accumulation)))
     else:
-        low, epochs, high_steps = 2, 3, 3
+        low, epochs, high_steps = effort.low, effort.epochs, effort.high_steps
         high = round((micro_batches / epochs - low) / high_steps)
         high = max(low + 2, min(accumulation, high))
     if high <= low:
@@ -222,6 +279,7 @@ def _timing_probe(
         low=low,
         high_steps=high_steps,
         epochs=epochs,
+        warm_up_steps=effort.warm_up_steps,
         compile=compiles,
         deadline_seconds=effort.timing_deadline_seconds,
     )

@@ -37,7 +37,7 @@ def record(worker) -> None:
 
 def without_help(worker) -> None:
     """Train as accelerate does by itself on a CPU."""
-    probe.allow_fsdp_on_cpu = lambda arguments: None
+    probe.allow_sharding_on_cpu = lambda arguments: None
 
 
 def raises(worker) -> None:

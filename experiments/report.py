@@ -1,13 +1,15 @@
 """Tables and progress that people read."""
 
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from academic_pretraining.config import TrainingConfig
-from academic_pretraining.methods import Method, Sharding
+from academic_pretraining.methods import Method
+from academic_pretraining.results import method_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,12 +31,7 @@ def results_table(rows: "pl.DataFrame") -> Table:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    method = Method(
-        free_lunch=row["free_lunch"],
-        activation_checkpointing=row["activation_checkpointing"],
-        sharding=Sharding(row["sharding"]),
-        offloading=row["offloading"],
-    )
+    method = method_of(row)
     nodes = f"{row['num_nodes']} x " if row["num_nodes"] > 1 else ""
     head = [row["model"], f"{nodes}{row['gpus_per_node']} x {row['gpu_type']}", method.label]
     if row["outcome"] != "measured":
@@ -63,6 +60,25 @@ def seconds(value: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
+def grid_lines(
+    points: Iterable[tuple[Method, tuple[str, ...]]], configs: Mapping[Method, TrainingConfig]
+) -> Iterator[str]:
+    """Describe each point of a grid: its batch plans, or why it is skipped."""
+    for method, reasons in points:
+        if reasons:
+            yield f"skip  {method.label}: {'; '.join(reasons)}"
+            continue
+        plans = configs[method].plans()
+        largest, smallest = plans[-1], plans[0]
+        yield (
+            f"run   {method.label}: global batch {smallest.global_batch_size} = "
+            f"{smallest.world_size} GPU{'s' * (smallest.world_size > 1)} x micro-batch x "
+            f"accumulation, from 1 x {smallest.gradient_accumulation_steps} to "
+            f"{largest.micro_batch_size} x {largest.gradient_accumulation_steps} "
+            f"({len(plans)} plans)"
+        )
+
+
 class Progress:
     """Says on stderr which setting of how many runs, the time left and the best so far."""
 
@@ -84,26 +100,28 @@ class Progress:
         if self._best:
             best = f", best so far {seconds(self._best[0])} a step ({self._best[1]})"
         self._heading = f"[{index}/{total}] {config.method.label}"
-        self._console.print(f"{self._heading}{left}{best}", markup=False)
+        self._console.print(f"{self._heading}{left}{best}", markup=False, soft_wrap=True)
 
     def probes(self, probe: "Probe") -> None:
         """Say what the setting is doing."""
         elapsed = seconds(time.monotonic() - self._began)
-        self._console.print(f"    {elapsed:>8}  {probe.description}", markup=False)
+        self._console.print(f"    {elapsed:>8}  {probe.description}", markup=False, soft_wrap=True)
 
     def ends(self, config: TrainingConfig, record: dict[str, Any] | None, note: str) -> None:
         """Say how the setting ended."""
         self._durations.append(time.monotonic() - self._began)
         elapsed = seconds(self._durations[-1])
         if record is None:
-            self._console.print(f"    {elapsed:>8}  failed: {note}", markup=False)
+            self._console.print(f"    {elapsed:>8}  failed: {note}", markup=False, soft_wrap=True)
             return
         best = record["measurement"]["best"]
         if best is None:
-            self._console.print(f"    {elapsed:>8}  out of memory", markup=False)
+            self._console.print(f"    {elapsed:>8}  out of memory", markup=False, soft_wrap=True)
             return
         step = best["step_seconds"]
         plan = f"{best['micro_batch_size']} x {best['gradient_accumulation_steps']}"
-        self._console.print(f"    {elapsed:>8}  {seconds(step)} a step at {plan}", markup=False)
+        self._console.print(
+            f"    {elapsed:>8}  {seconds(step)} a step at {plan}", markup=False, soft_wrap=True
+        )
         if self._best is None or step < self._best[0]:
             self._best = (step, config.method.label)
