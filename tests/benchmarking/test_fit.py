@@ -1,6 +1,7 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -46,20 +47,30 @@ def test_a_single_accumulation_is_scaled_as_a_whole(step, timed, real):
 
 
 @given(
-    high=st.lists(seconds, min_size=2, max_size=9),
-    low=st.lists(seconds, min_size=2, max_size=9),
+    groups=st.dictionaries(
+        st.integers(1, 64), st.lists(st.floats(0.5, 2), min_size=2, max_size=9), min_size=2
+    ),
     real=st.integers(8, 512),
 )
-def test_standard_error_is_that_of_a_weighted_sum_of_two_means(high, low, real):
-    samples = [sample(8, s) for s in high] + [sample(2, s) for s in low]
-    weight = (real - 2) / (8 - 2)
-    variances = [statistics.variance(values) / len(values) for values in (high, low)]
-    expected = math.sqrt(weight**2 * variances[0] + (1 - weight) ** 2 * variances[1])
+def test_the_line_is_that_of_weighted_least_squares(groups, real):
+    samples = [sample(n, n * value) for n, values in groups.items() for value in values]
+    means = {n: statistics.fmean(n * value for value in values) for n, values in groups.items()}
+    design = np.array([[1.0, s.accumulation] for s in samples])
+    deviations = np.array([means[s.accumulation] for s in samples])
+    target = np.array([s.seconds for s in samples])
+    inverse = np.linalg.inv((design / deviations[:, None] ** 2).T @ design)
+    b, a = inverse @ (design / deviations[:, None] ** 2).T @ target
+    relative = sum(
+        (len(values) - 1) * statistics.variance(values) / statistics.fmean(values) ** 2
+        for values in groups.values()
+    ) / (len(samples) - len(groups))
+    row = np.array([1.0, real])
     fitted = fit_step_time(samples, real)
-    assert fitted.standard_error_seconds == pytest.approx(expected, rel=1e-6, abs=1e-12)
-    mean = weight * statistics.fmean(high) + (1 - weight) * statistics.fmean(low)
-    # Far below both summands where they cancel.
-    assert fitted.seconds == pytest.approx(mean, rel=1e-6, abs=1e-6)
+    assert fitted.seconds == pytest.approx(a * real + b, rel=1e-6, abs=1e-6)
+    assert fitted.micro_step_seconds == pytest.approx(a, rel=1e-6, abs=1e-6)
+    assert fitted.standard_error_seconds == pytest.approx(
+        math.sqrt(relative * (row @ inverse @ row)), rel=1e-6, abs=1e-9
+    )
 
 
 def test_standard_error_of_a_single_accumulation_scales_with_it():
@@ -78,7 +89,6 @@ def test_at_the_longest_timed_accumulation_only_its_own_steps_count():
     samples = [sample(8, 1.0), sample(8, 1.2), sample(2, 0.1), sample(2, 0.9)]
     fitted = fit_step_time(samples, 8)
     assert fitted.seconds == pytest.approx(1.1)
-    assert fitted.standard_error_seconds == pytest.approx(0.1)
     assert not fitted.extrapolated
 
 
