@@ -36,11 +36,11 @@ class Effort:
 
     timing_seconds: float = 12.0
     most_timings: int = 4
-    relative_error: float = 0.007
-    most_refinements: int = 2
-    low: int = 2
-    high_steps: int = 3
-    epochs: int = 3
+    relative_error: float = 0.01
+    most_refinements: int = 1
+    low: int = 1
+    high_steps: int = 4
+    epochs: int = 2
     warm_up_steps: int = 2
     usable_memory: float = 0.94
     micro_batch_sizes: tuple[int, ...] = ()
@@ -53,9 +53,7 @@ QUICK = Effort(
     most_timings=1,
     micro_batch_sizes=(1,),
     most_refinements=0,
-    low=1,
     high_steps=2,
-    epochs=2,
     warm_up_steps=1,
 )
 """For a CPU: enough to see a table."""
