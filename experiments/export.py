@@ -1,5 +1,7 @@
 """Exporting a setting: its TrainingArguments, and beside them what those cannot hold."""
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +15,39 @@ from academic_pretraining.training_arguments import to_json, training_arguments_
 def setting_path(output: Path) -> Path:
     """Where the rest of an exported setting stands: `F.setting.json` beside `F.json`."""
     return output.with_suffix(".setting.json")
+
+
+def read_setting(arguments: Path) -> dict[str, Any]:
+    """Read what `export` wrote beside a file of TrainingArguments; empty where nothing is.
+
+    The prediction is left out where the arguments were edited since: it is not theirs.
+
+    Raises:
+        InvalidFileError: it is there, but no JSON object.
+    """
+    path = setting_path(arguments)
+    if not path.exists():
+        return {}
+    setting = read_json(path)
+    if setting.get("arguments_sha256") != hashlib.sha256(arguments.read_bytes()).hexdigest():
+        setting["prediction"] = None
+    return setting
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InvalidFileError: there is none.
+    """
+    advice = "write one with scripts/to_training_arguments.py"
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidFileError(f"{path} is not a readable JSON file ({error}): {advice}") from error
+    if not isinstance(data, dict):
+        raise InvalidFileError(f"{path} holds no JSON object: {advice}")
+    return data
 
 
 def prediction(
@@ -61,17 +96,19 @@ def export(
     # A compilation that failed when it was measured is not asked for in training.
     failed = predicted is not None and predicted["compile"] == "failed"
     fields = training_arguments_fields(config, plan, torch_compile=False if failed else None)
+    text = to_json(fields)
     setting = {
         "model": config.recipe.name,
         "attention": config.attention,
         "free_lunch": config.method.free_lunch,
         "hardware": asdict(config.hardware),
         "method": config.method.label,
+        "arguments_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "prediction": predicted,
     }
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(to_json(fields))
+        output.write_text(text)
         setting_path(output).write_text(to_json(setting))
     except OSError as error:
         raise InvalidFileError(

@@ -4,8 +4,9 @@ What to change is marked with YOUR DATA; the rest runs as it is, on one GPU or o
 """
 
 import dataclasses
-import json
+import logging
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +15,7 @@ from _cli import ModelName, run
 
 from academic_pretraining.errors import InvalidConfigError, InvalidFileError
 from academic_pretraining.models import get_model
-from experiments.export import setting_path
+from experiments.export import read_json, read_setting
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -69,9 +70,8 @@ def main(
         resume: go on from the last checkpoint in the output folder.
         launcher: how the workers are started.
     """
-    fields = _read(training_arguments)
-    setting_file = setting_path(training_arguments)
-    setting = _read(setting_file) if setting_file.exists() else {}
+    fields = read_json(training_arguments)
+    setting = read_setting(training_arguments)
     if (exported := setting.get("model", model_type)) != model_type:
         raise InvalidFileError(
             f"{training_arguments} was exported for {exported}, but --model-type is {model_type}: "
@@ -84,15 +84,24 @@ def main(
     fields["output_dir"] = str(output_dir.resolve())
     os.environ.setdefault("TORCHRUNX_LOG_DIR", str(output_dir.resolve() / "logs"))
 
+    # What rank 0 prints comes back as log records of level INFO. The agents between here and the
+    # workers are left out: torchrunx ends them with a signal, about which they complain.
+    console = logging.StreamHandler(sys.stdout)
+    console.addFilter(lambda record: getattr(record, "local_rank", 0) is not None)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console])
+
     import torchrunx
 
+    from academic_pretraining.benchmarking.comparison import speed_text, write_speed
+
+    logging.getLogger("torchrunx").setLevel(logging.WARNING)
     _check_fields(fields, training_arguments)
     cpu = bool(fields.get("use_cpu"))
     workers = launcher.workers_per_host or setting.get("hardware", {}).get("gpus_per_node")
     workers = workers or (1 if cpu else "gpu")
     # As many threads as under the benchmark: what is offloaded is computed by them.
     threads = len(os.sched_getaffinity(0)) // (workers if isinstance(workers, int) else 8)
-    torchrunx.Launcher(
+    launched = torchrunx.Launcher(
         hostnames=launcher.hostnames,
         workers_per_host=workers,
         ssh_config_file=launcher.ssh_config_file,
@@ -102,20 +111,19 @@ def main(
         extra_env_vars={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, threads)))},
         env_file=launcher.env_file,
     ).run(train, fields, model_type, setting, stop_after_steps, resume)
+    report = launched.rank(0)
+    print(speed_text(report))
+    write_speed(report, output_dir)
 
 
 def train(
     fields: dict, model_type: str, setting: dict, stop_after_steps: int | None, resume: bool
-) -> None:
-    """Train on one worker."""
+) -> dict:
+    """Train on one worker; returns how fast it was."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from academic_pretraining.benchmarking.build import build_model
-    from academic_pretraining.benchmarking.comparison import (
-        speed_report,
-        speed_text,
-        write_speed,
-    )
+    from academic_pretraining.benchmarking.comparison import speed_report
     from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
     from academic_pretraining.benchmarking.timing import StepTimer
 
@@ -124,7 +132,6 @@ def train(
             if state.global_step == stop_after_steps:
                 control.should_training_stop = True
 
-    output_dir = Path(fields["output_dir"])
     arguments = TrainingArguments(**fields)
     allow_sharding_on_cpu(arguments)
     model = build_model(
@@ -141,10 +148,7 @@ def train(
         callbacks=[timer, StopEarly()],
     )
     trainer.train(resume_from_checkpoint=resume)
-    report = speed_report(timer, setting.get("prediction"))
-    if trainer.is_world_process_zero():
-        print(speed_text(report))
-        write_speed(report, output_dir)
+    return speed_report(timer, setting.get("prediction"))
 
 
 def _check_fields(fields: dict, path: Path) -> None:
@@ -156,21 +160,6 @@ def _check_fields(fields: dict, path: Path) -> None:
             f"{path} holds {unknown[0]!r}, which is no field of TrainingArguments: write the file "
             "with scripts/to_training_arguments.py"
         )
-
-
-def _read(path: Path) -> dict:
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InvalidFileError(
-            f"{path} is not a readable JSON file ({error}): write one with "
-            "scripts/to_training_arguments.py"
-        ) from error
-    if not isinstance(data, dict):
-        raise InvalidFileError(
-            f"{path} holds no JSON object: write one with scripts/to_training_arguments.py"
-        )
-    return data
 
 
 if __name__ == "__main__":

@@ -129,6 +129,27 @@ def test_the_tolerance_that_an_error_proposes_is_enough(model):
     assert refused > 100
 
 
+@given(batch=st.integers(1, 3000), gpus=st.integers(1, 8), num_nodes=st.integers(1, 40))
+def test_the_tolerance_that_an_error_proposes_is_always_accepted(batch, gpus, num_nodes):
+    machine = hardware(gpus, num_nodes)
+    recipe = dataclasses.replace(PYTHIA, global_batch_size=batch)
+    for reason in why_invalid(machine, recipe, Method()):
+        if proposed := re.search(r"--batch-tolerance ([\d.e-]+)", reason):
+            tolerance = float(proposed[1])
+            assert why_invalid(machine, recipe, Method(), batch_tolerance=tolerance) == ()
+        else:
+            assert machine.world_size > batch
+
+
+@pytest.mark.parametrize("size", [0, -1, -1024])
+def test_there_is_no_plan_for_less_than_one_example(size):
+    with pytest.raises(InvalidConfigError) as caught:
+        config_of(2).plan_at(size)
+    assert str(caught.value) == (
+        f"micro_batch_size is {size}, but must be at least 1: give a positive number"
+    )
+
+
 @pytest.mark.parametrize(
     ("micro_batch_size", "steps", "product"), [(16, 16, 512), (1024, 1, 2048), (3, 171, 1026)]
 )

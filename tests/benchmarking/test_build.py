@@ -1,5 +1,10 @@
 import dataclasses
+import json
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -200,3 +205,36 @@ def test_a_long_dataset_holds_few_examples_and_draws_them_late():
     assert len(pickle.dumps(dict(vars(dataset), _recipe=None))) < 1000
     assert dataset[999_999] is dataset[999_999 % 64]
     assert dataset[0] is dataset[64]
+
+
+def build_in_shards(folder, how: str) -> subprocess.CompletedProcess[str]:
+    program = Path(__file__).with_name("in_worker") / "mamba_in_shards.py"
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    architecture = json.dumps(dict(tiny("mamba").architecture))
+    return subprocess.run(
+        [sys.executable, str(program), architecture, str(folder), how],
+        env=os.environ | ranks | meeting,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_mamba_is_initialised_under_zero_3(tmp_path):
+    built = build_in_shards(tmp_path, "helped")
+    assert built.returncode == 0, built.stderr
+    held, steps = json.loads(built.stdout.partition("FOUND ")[2].splitlines()[0])
+    # Nothing is held between two uses; gathered, the steps are between their bounds, and differ.
+    assert held == 0
+    for layer in steps:
+        assert len(set(layer)) > 32
+        assert 0.001 * 0.99 <= min(layer) < 0.01 < max(layer) <= 0.1 * 1.01
+
+
+@pytest.mark.slow
+def test_without_help_transformers_cannot_initialise_mamba_under_zero_3(tmp_path):
+    # When this fails, transformers can: take `_whole_mixers` out of build.py.
+    built = build_in_shards(tmp_path, "unhelped")
+    assert built.returncode == 1
+    assert "RuntimeError: The size of tensor a (0) must match" in built.stderr

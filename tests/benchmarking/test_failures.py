@@ -6,6 +6,7 @@ import torch
 
 from academic_pretraining.benchmarking.failures import classify
 from academic_pretraining.benchmarking.probes import Outcome
+from academic_pretraining.errors import MeasurementError
 
 MIB, GIB = 2**20, 2**30
 
@@ -168,6 +169,29 @@ def test_anything_else_is_a_crash_in_one_line(error, cause):
     failure = classify(error)
     assert failure.outcome is Outcome.CRASHED
     assert failure.cause == (cause or f"{type(error).__name__}: {error}")
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (RuntimeError("NCCL error: remote process exited"), True),
+        (torch.AcceleratorError("CUDA error: an illegal memory access"), True),
+        (ConnectionResetError("by peer"), True),
+        (TimeoutError("waiting for the others"), True),
+        (OSError("no space left on device"), True),
+        (SystemExit(3), True),
+        (ValueError("no such optimizer"), False),
+        (TypeError("an unexpected keyword"), False),
+        (KeyError("x"), False),
+        (ImportError("no such module"), False),
+        (AssertionError(), False),
+        (MeasurementError("sharding is not in force"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_plain_python_did_wrong_is_not_worth_a_second_try(error, transient):
+    failure = classify(error)
+    assert (failure.outcome, failure.transient) == (Outcome.CRASHED, transient)
 
 
 def test_a_long_cause_is_cut():

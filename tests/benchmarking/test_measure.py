@@ -140,6 +140,14 @@ def test_a_second_fault_is_raised_with_its_cause(play, given, outcome, tmp_path)
     assert all((directory / "rank0.log").exists() for _, directory in given[::2])
 
 
+def test_a_fault_that_would_come_again_is_raised_at_once(play, given):
+    fault = a_result(4, Outcome.CRASHED, cause="KeyError: 'x'", log="rank1.log", transient=False)
+    with pytest.raises(MeasurementError, match=r"KeyError: 'x' \(log: rank1\.log\)$"):
+        play([fault], [a_result(4)])
+    [(_, directory)] = given
+    assert (directory / "rank0.log").exists()
+
+
 def test_a_compilation_that_hangs_has_failed(play, given):
     hung = a_result(4, Outcome.HUNG, compile=True, cause="no answer within 60 s")
     # Three times would be two faults too many, were they taken for crashes.

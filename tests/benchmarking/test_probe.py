@@ -1,3 +1,4 @@
+import dataclasses
 import weakref
 
 import pytest
@@ -46,6 +47,15 @@ def test_a_probe_answers_what_it_was_asked(config, tmp_path):
     assert 0 < result.build_seconds < result.seconds
     assert 0 < result.warm_up_seconds < result.seconds
     assert sum(s.seconds for s in result.samples) < result.seconds
+
+
+@pytest.mark.parametrize(
+    ("warm_up_steps", "accumulations"), [(0, [4, 1, 4, 1]), (3, [4, 1]), (5, [1]), (6, [])]
+)
+def test_the_warm_up_is_as_long_as_asked(config, tmp_path, warm_up_steps, accumulations):
+    probe = dataclasses.replace(TIMING, warm_up_steps=warm_up_steps)
+    result = run_probe(config, probe, output_dir=str(tmp_path))
+    assert [s.accumulation for s in result.samples] == accumulations
 
 
 @pytest.fixture

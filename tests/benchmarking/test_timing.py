@@ -81,6 +81,11 @@ def train(folder, timer: StepTimer, micro_batches: int, epochs: int = 1, **how) 
         (18, 1, 0, [4, 4, 4, 2]),
         (13, 2, 1, [4, 4, 1, 4, 4, 1]),
         (8, 1, 2, []),
+        # The first step of the second epoch is number 6.
+        (18, 2, 4, [2, 4, 4, 4, 2]),
+        (18, 2, 6, [4, 4, 4, 2]),
+        (18, 2, 9, [2]),
+        (18, 2, 10, []),
     ],
 )
 def test_steps_are_those_of_the_trainer_with_the_epochs_remainder(

@@ -1,14 +1,17 @@
 import dataclasses
 import json
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 
 import pytest
+from tango.common.exceptions import StepStateError
 from tango.workspaces.local_workspace import LocalWorkspace
 
 from academic_pretraining.benchmarking.search import QUICK, Effort
-from academic_pretraining.config import TrainingConfig, grid
+from academic_pretraining.config import TrainingConfig, config_to_dict, grid
 from academic_pretraining.errors import MeasurementError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import MethodSpace
@@ -23,6 +26,7 @@ from experiments.steps import (
     measure_step,
     run_step,
 )
+from experiments.sweep import sweep
 
 PROSE = {"source", "note", "parameter_count_source"}
 CHANGES = {
@@ -176,3 +180,70 @@ def test_the_working_directory_is_given_back(configs, measurer, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         run_step(step_of(configs[1], tmp_path), workspace)
     assert tmp_path.samefile(".")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 200])
+def test_a_result_that_was_cut_off_is_measured_again(configs, measurer, tmp_path, kept):
+    workspace = LocalWorkspace(tmp_path)
+    step = step_of(configs[0], tmp_path)
+    record = run_step(step, workspace)
+    data = tmp_path / "cache" / step.unique_id / "data.json"
+    data.write_bytes(data.read_bytes()[:kept])
+    again = run_step(step_of(configs[0], tmp_path), LocalWorkspace(tmp_path))
+    assert measurer.taken() == [configs[0], configs[0]]
+    assert config_of(again) == config_of(record)
+    assert json.loads(data.read_text()) == again
+
+
+# Measures a setting until its standard input is closed.
+OTHER = """
+import json, sys
+from pathlib import Path
+
+from tango.workspaces.local_workspace import LocalWorkspace
+
+from academic_pretraining.benchmarking.search import QUICK
+from academic_pretraining.config import config_from_dict
+from experiments import steps
+
+folder, config = Path(sys.argv[1]), config_from_dict(json.loads(sys.argv[2]))
+
+
+def measure(*args, **keywords):
+    print("measuring", flush=True)
+    sys.stdin.read()
+    raise SystemExit
+
+
+steps.measure = measure
+step = steps.measure_step(steps.MeasureContext(config, QUICK, folder))
+steps.run_step(step, LocalWorkspace(folder))
+"""
+
+
+@pytest.fixture
+def other_process(configs, tmp_path) -> Iterator[None]:
+    """Have the second setting measured by somebody else."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(tmp_path), json.dumps(config_to_dict(configs[1]))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout is not None
+    assert "measuring" in iter(other.stdout.readline, "").__next__()
+    yield
+    other.communicate(timeout=60)
+
+
+def test_what_another_process_measures_is_left_to_it(
+    configs, measurer, silent, tmp_path, other_process
+):
+    with pytest.raises(StepStateError):
+        run_step(step_of(configs[1], tmp_path), LocalWorkspace(tmp_path))
+    end = sweep(configs, tmp_path, QUICK, silent)
+    assert measurer.taken() == [configs[0], *configs[2:]]
+    assert end.measured == 3
+    assert end.failures == {
+        configs[1].method.label: "being measured by another process: left to it"
+    }

@@ -101,6 +101,55 @@ def test_what_is_no_record_is_named(folder, configs, content, reason):
     assert methods(records) == labels(configs[1:])
 
 
+def without(record, *path):
+    """Take something out of a record."""
+    *parents, name = path
+    for parent in parents:
+        record = record[parent]
+    del record[name]
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        (("config",), "broken record: KeyError 'config'"),
+        (("config", "recipe", "name"), "broken record: KeyError 'name'"),
+        (("measurement", "seconds"), "broken record: KeyError 'seconds'"),
+        (("measured_at",), "broken record: KeyError 'measured_at'"),
+        (("versions",), "broken record: KeyError 'versions'"),
+    ],
+)
+def test_a_record_that_lacks_something_inside_is_named(folder, configs, path, reason):
+    data = result_of(configs[0], folder) / DATA
+    record = json.loads(data.read_text())
+    without(record, *path)
+    data.write_text(json.dumps(record))
+    records, unreadable = read_records(folder)
+    assert unreadable == [Unreadable(path=data, reason=reason)]
+    assert methods(records) == labels(configs[1:])
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("config", "hardware", None),
+        ("config", "recipe", "pythia"),
+        ("measurement", "best", [1]),
+        ("measurement", "seconds", {"all": "long"}),
+    ],
+)
+def test_a_record_with_something_else_inside_is_named(folder, configs, part, name, value):
+    data = result_of(configs[0], folder) / DATA
+    record = json.loads(data.read_text())
+    record[part][name] = value
+    data.write_text(json.dumps(record))
+    records, (broken,) = read_records(folder)
+    assert broken.path == data
+    assert broken.reason.startswith("broken record: ")
+    assert methods(records) == labels(configs[1:])
+    assert frame(records).height == 3
+
+
 def test_bytes_that_are_no_text_are_named(folder, configs):
     path = result_of(configs[0], folder) / DATA
     path.write_bytes(b"\xff\xfe\x00")

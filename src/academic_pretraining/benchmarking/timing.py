@@ -35,11 +35,13 @@ class StepTimer(TrainerCallback):
     Attributes:
         cuda: whether to mark time on the GPU or, for a CPU, by the wall clock.
         warm_up_steps: optimizer steps to leave out at the beginning.
+        last_step: the last optimizer step to time; a long training needs an end.
         warm_up_seconds: wall seconds until the end of the first step.
     """
 
     cuda: bool
     warm_up_steps: int = 2
+    last_step: int = 1000
     warm_up_seconds: float = 0.0
     _steps: list[_Step] = field(default_factory=list)
     _current: _Step | None = None
@@ -85,7 +87,7 @@ class StepTimer(TrainerCallback):
             self._current.end = now
             self._current.number = state.global_step
             self._steps.append(self._current)
-        self._current = _Step(start=now)
+        self._current = _Step(start=now) if state.global_step < self.last_step else None
 
     def samples(self) -> list[StepSample]:
         """Read the marks; waits for the GPU."""

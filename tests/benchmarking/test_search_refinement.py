@@ -1,0 +1,203 @@
+"""The end of a search: longer runs where the real step is uncertain, and runs taken together."""
+
+import dataclasses
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from academic_pretraining.benchmarking.probes import (
+    Outcome,
+    Probe,
+    ProbeResult,
+    Purpose,
+    StepSample,
+)
+from academic_pretraining.benchmarking.search import (
+    Effort,
+    best_timing,
+    next_probe,
+    predicted_step_seconds,
+    timings,
+)
+from academic_pretraining.config import TrainingConfig
+from academic_pretraining.gpus import Hardware
+from academic_pretraining.methods import Method
+from academic_pretraining.models import get_model
+
+GIB = 2**30
+NOISY, QUIET = 0.05, 0.0001
+PATIENT = Effort(
+    timing_seconds=12.0, low=2, high_steps=3, epochs=3, relative_error=0.007, most_refinements=2
+)
+AT_8 = dataclasses.replace(PATIENT, micro_batch_sizes=(8,))
+
+
+def config_on(gpu_type: str = "cpu", gpus: int = 2, *, free_lunch: bool = False) -> TrainingConfig:
+    """Train pythia-160m; on a CPU, so that no memory is probed."""
+    return TrainingConfig(
+        hardware=Hardware(num_nodes=1, gpus_per_node=gpus, gpu_type=gpu_type),
+        recipe=get_model("pythia-160m"),
+        method=Method(free_lunch=free_lunch),
+    )
+
+
+def truth(accumulation: int, size: int, slow_from: int) -> float:
+    return 0.05 + accumulation * (0.02 + 0.01 * size * (1 + (size >= slow_from)))
+
+
+def answer(probe: Probe, noise: float, slow_from: int = 1000) -> ProbeResult:
+    """Run a probe as the Trainer does, every other step too slow and the rest too fast."""
+    epoch = [probe.high] * probe.high_steps + [probe.low] * (probe.low > 0)
+    steps = [n for e in range(probe.epochs) for n in (epoch[2:] if e == 0 else epoch[1:])]
+    size = probe.micro_batch_size
+    samples = tuple(
+        StepSample(
+            accumulation=n,
+            seconds=truth(n, size, slow_from) * (1 + noise * (-1) ** i),
+            data_seconds=0.0,
+            optimizer_seconds=0.0,
+            skipped=False,
+        )
+        for i, n in enumerate(steps)
+    )
+    return ProbeResult(
+        probe=probe,
+        outcome=Outcome.OK,
+        samples=samples,
+        peak_bytes=(4 + size) * GIB,
+        device_bytes=80 * GIB,
+    )
+
+
+def search(
+    config: TrainingConfig, effort: Effort, noise: float, slow_from: int = 1000
+) -> list[ProbeResult]:
+    history: list[ProbeResult] = []
+    while probe := next_probe(config, effort, history):
+        assert len(history) < 20
+        history.append(answer(probe, noise, slow_from))
+    return [r for r in history if r.probe.purpose is Purpose.TIMING]
+
+
+def lengths(history: list[ProbeResult]) -> list[tuple[int, int]]:
+    return [(r.probe.low, r.probe.high) for r in history]
+
+
+def test_noisy_steps_lead_to_longer_ones_up_to_the_real_one():
+    # 64 is the real accumulation, after which nothing is left to extrapolate.
+    history = search(config_on(), dataclasses.replace(AT_8, most_refinements=9), NOISY)
+    assert lengths(history) == [(2, 4), (4, 16), (16, 64)]
+    first, *rest = (r.probe for r in history)
+    for probe in rest:
+        assert dataclasses.replace(probe, low=first.low, high=first.high) == first
+
+
+def test_quiet_steps_lead_to_none():
+    assert lengths(search(config_on(), AT_8, QUIET)) == [(2, 4)]
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 3, 4, 9])
+def test_there_are_never_more_than_asked_for(most):
+    effort = dataclasses.replace(PATIENT, micro_batch_sizes=(1,), most_refinements=most)
+    runs = [(2, 4), (4, 16), (16, 64), (64, 256), (256, 512)]
+    assert lengths(search(config_on(), effort, NOISY)) == runs[: 1 + most]
+
+
+@settings(deadline=None)
+@given(
+    noise=st.floats(0, 0.3),
+    most=st.integers(0, 4),
+    size=st.sampled_from([1, 4, 32, 256, 512]),
+    wanted=st.floats(1e-4, 0.1),
+)
+def test_every_refinement_has_a_reason(noise, most, size, wanted):
+    config = config_on()
+    effort = dataclasses.replace(
+        PATIENT, micro_batch_sizes=(size,), most_refinements=most, relative_error=wanted
+    )
+    history = search(config, effort, noise)
+    real = config.plan_at(size).gradient_accumulation_steps
+    assert len(history) <= 1 + most
+    for before, after in itertools.pairwise(history):
+        assert before.probe.high < real
+        assert after.probe.low == before.probe.high
+        assert after.probe.high == min(real, 4 * before.probe.high)
+    if noise == 0 or history[0].probe.high == real:
+        assert len(history) == 1
+
+
+def test_the_prediction_gets_better():
+    config = config_on()
+    real = truth(64, 8, 1000)
+    errors = []
+    for most in (0, 2):
+        history = search(config, dataclasses.replace(AT_8, most_refinements=most), NOISY)
+        best = best_timing(config, history)
+        assert best is not None
+        errors.append(abs(predicted_step_seconds(config, best) / real - 1))
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize(("slow_from", "best"), [(1000, 16), (16, 8)])
+def test_only_the_best_size_is_refined(slow_from, best):
+    effort = dataclasses.replace(PATIENT, micro_batch_sizes=(8, 16))
+    history = search(config_on("a100"), effort, NOISY, slow_from)
+    assert [r.probe.micro_batch_size for r in history] == [16, 8, best, best]
+    assert history[2].probe.high > max(r.probe.high for r in history[:2])
+
+
+def test_the_real_accumulation_is_not_run_again():
+    # Whole steps of 2 micro-batches fit into the first run.
+    effort = dataclasses.replace(PATIENT, micro_batch_sizes=(64,))
+    history = search(config_on(gpus=8), effort, NOISY)
+    assert lengths(history) == [(0, 2)]
+
+
+@pytest.mark.parametrize("free_lunch", [False, True])
+@pytest.mark.parametrize("outcome", [Outcome.OUT_OF_MEMORY, Outcome.HUNG, Outcome.CRASHED])
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_refinement_that_fails_ends_the_search(outcome, after, free_lunch):
+    config = config_on(free_lunch=free_lunch)
+    history: list[ProbeResult] = []
+    for _ in range(after):
+        probe = next_probe(config, AT_8, history)
+        assert probe is not None
+        history.append(answer(probe, NOISY))
+    good = best_timing(config, history)
+    probe = next_probe(config, AT_8, history)
+    assert probe is not None
+    history.append(ProbeResult(probe=probe, outcome=outcome))
+    assert next_probe(config, AT_8, history) is None
+    assert best_timing(config, history) == good
+
+
+def test_runs_of_one_size_are_taken_together():
+    probe = Probe(
+        purpose=Purpose.TIMING,
+        micro_batch_size=8,
+        high=4,
+        low=2,
+        high_steps=3,
+        epochs=3,
+        compile=True,
+        deadline_seconds=9.0,
+    )
+    longer = dataclasses.replace(probe, low=4, high=16)
+    first = dataclasses.replace(
+        answer(probe, NOISY), peak_bytes=7, reserved_bytes=8, graphs=3, seconds=1.0
+    )
+    second = dataclasses.replace(
+        answer(longer, NOISY), peak_bytes=9, reserved_bytes=6, graphs=2, seconds=2.0
+    )
+    other = answer(dataclasses.replace(probe, micro_batch_size=4), NOISY)
+    memory = answer(dataclasses.replace(probe, purpose=Purpose.MEMORY), NOISY)
+    lost = dataclasses.replace(second, outcome=Outcome.OUT_OF_MEMORY)
+    assert timings([memory, first, other, second, lost]) == [
+        dataclasses.replace(
+            second, samples=first.samples + second.samples, peak_bytes=9, reserved_bytes=8, graphs=3
+        ),
+        other,
+    ]
+    assert timings([memory, lost]) == []

@@ -1,0 +1,221 @@
+import dataclasses
+import io
+import re
+import time
+
+import pytest
+from rich.console import Console
+
+from academic_pretraining.benchmarking.probes import Probe, Purpose
+from academic_pretraining.config import TrainingConfig, grid
+from academic_pretraining.gpus import Hardware
+from academic_pretraining.methods import Method, MethodSpace, Sharding
+from academic_pretraining.models import MODELS
+from academic_pretraining.results import Measurement, Timing, frame, to_record
+from experiments.report import Progress, grid_lines, results_table, seconds
+
+COLUMNS = [
+    *("model", "hardware", "method", "micro-batch x accumulation", "step"),
+    *("training", "throughput", "MFU", "peak memory", "compile"),
+]
+TIMING = Timing(
+    micro_batch_size=16,
+    gradient_accumulation_steps=32,
+    global_batch_size=1024,
+    step_seconds=2.5,
+    step_seconds_standard_error=0.01,
+    step_spread=0.02,
+    micro_step_seconds=0.07,
+    overhead_seconds=0.26,
+    samples=((4, 0.54),),
+    skipped_steps=0,
+    peak_bytes=3 * 2**30,
+    reserved_bytes=4 * 2**30,
+    compiled_graphs=1,
+    mfu=0.4,
+)
+MEASURED = Measurement(
+    outcome="measured",
+    best=TIMING,
+    timings=(TIMING,),
+    memory_ramp=(),
+    compile="on",
+    compile_error="",
+    out_of_memory_micro_batch_size=64,
+    out_of_memory_requested_bytes=2**31,
+    out_of_memory_free_bytes=2**30,
+    kernels="none",
+    model_flops_per_example=10**12,
+    device_name="NVIDIA H200",
+    device_bytes=140 * 2**30,
+    seconds={"all": 90.0},
+    sessions=1,
+)
+OUT_OF_MEMORY = dataclasses.replace(
+    MEASURED, outcome="out of memory", best=None, timings=(), compile="off"
+)
+TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
+SHARDED = Method(free_lunch=True, sharding=Sharding.ZERO_2)
+
+
+def record_of(
+    method: Method = SHARDED,
+    measurement: Measurement = MEASURED,
+    *,
+    step: float | None = None,
+    model: str = "pythia-160m",
+    hardware: Hardware = TWO,
+):
+    if step is not None:
+        best = dataclasses.replace(TIMING, step_seconds=step)
+        measurement = dataclasses.replace(measurement, best=best)
+    config = TrainingConfig(hardware=hardware, recipe=MODELS[model], method=method)
+    return to_record(config, measurement, versions={}, measured_at=0.0)
+
+
+def cells(*records) -> list[list[str]]:
+    """Draw a table and read its rows again."""
+    console = Console(file=io.StringIO(), width=240)
+    console.print(results_table(frame(records)))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0].strip() == "Results, fastest first"
+    rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines[1:]]
+    heading, *rest = [row for row in rows if row]
+    assert heading == COLUMNS
+    return rest
+
+
+def test_a_row_in_full():
+    assert cells(record_of()) == [
+        [
+            *("pythia-160m", "2 x h200", "free-lunch + ZeRO-2", "16 x 32", "2.5 s ± 2.0%"),
+            *("4.1 days", "839,270 tok/s", "40.0%", "3.0 GiB", "on"),
+        ]
+    ]
+
+
+def test_images_nodes_and_a_missing_datasheet():
+    best = dataclasses.replace(TIMING, mfu=None, step_seconds=4.0)
+    nodes = Hardware(num_nodes=4, gpus_per_node=8, gpu_type="h200")
+    measurement = dataclasses.replace(MEASURED, best=best, compile="failed")
+    [row] = cells(record_of(Method(), measurement, model="vit", hardware=nodes))
+    assert row[:3] == ["vit", "4 x 8 x h200", "naive"]
+    assert row[6:] == ["256 img/s", "-", "3.0 GiB", "failed"]
+
+
+def test_the_fastest_stands_first_and_what_did_not_fit_last():
+    checkpointing = Method(free_lunch=True, activation_checkpointing=True)
+    rows = cells(
+        record_of(Method(), OUT_OF_MEMORY),
+        record_of(SHARDED, step=30.0),
+        record_of(checkpointing, step=4.0),
+    )
+    assert [row[4] for row in rows] == ["4 s ± 2.0%", "30 s ± 2.0%", "-"]
+
+
+@pytest.mark.parametrize(
+    ("requested", "said"), [(2**31, "out of memory, 1.00 GiB short"), (None, "out of memory")]
+)
+def test_what_did_not_fit_says_how_much_was_missing(requested, said):
+    measurement = dataclasses.replace(OUT_OF_MEMORY, out_of_memory_requested_bytes=requested)
+    [row] = cells(record_of(SHARDED, measurement))
+    assert row == ["pythia-160m", "2 x h200", "free-lunch + ZeRO-2", said, *"-----", "off"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0123456, "0.0123 s"),
+        (2.0, "2 s"),
+        (59.94, "59.9 s"),
+        (60.0, "1 min 00 s"),
+        (119.6, "2 min 00 s"),
+        (1811.3, "30 min 11 s"),
+        (3599.6, "1 h 00 min"),
+        (3600 * 30 + 59 * 60, "30 h 59 min"),
+    ],
+)
+def test_durations_are_short(value, text):
+    assert seconds(value) == text
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_each_point_of_a_grid_has_a_line(gpus):
+    machine = Hardware(num_nodes=1, gpus_per_node=gpus, gpu_type="h200")
+    recipe = MODELS["pythia-14m"]
+    points = list(grid(machine, recipe, MethodSpace.ALL))
+    configs = {
+        method: TrainingConfig(hardware=machine, recipe=recipe, method=method)
+        for method, reasons in points
+        if not reasons
+    }
+    lines = list(grid_lines(points, configs))
+    assert len(lines) == len(points)
+    for (method, reasons), line in zip(points, lines, strict=True):
+        if reasons:
+            assert line == f"skip  {method.label}: {'; '.join(reasons)}"
+        else:
+            each = 1024 // gpus
+            assert line == (
+                f"run   {method.label}: global batch 1024 = {gpus} GPU{'s' * (gpus > 1)} x "
+                f"micro-batch x accumulation, from 1 x {each} to {each} x 1 "
+                f"({each.bit_length()} plans)"
+            )
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Tell the time."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_progress_tells_the_time_left_and_the_best_so_far(clock, configs, capsys):
+    probe = Probe(
+        purpose=Purpose.TIMING,
+        micro_batch_size=4,
+        high=2,
+        high_steps=6,
+        compile=True,
+        deadline_seconds=9.0,
+    )
+    progress = Progress()
+    ends = [
+        ({"measurement": {"best": None}}, ""),
+        (record_of(step=90.0), ""),
+        (None, "rank 1 [died] in /tmp/x.log"),
+        (record_of(step=2.5), ""),
+    ]
+    for index, (config, (record, note)) in enumerate(zip(configs, ends, strict=True), start=1):
+        progress.starts(index, len(configs), config)
+        clock[0] += 5
+        if index == 2:
+            progress.probes(probe)
+        clock[0] += 5
+        progress.ends(config, record, note)
+    said = capsys.readouterr()
+    assert said.out == ""
+    names = [config.method.label for config in configs]
+    assert said.err.splitlines() == [
+        f"[1/4] {names[0]}",
+        "        10 s  out of memory",
+        f"[2/4] {names[1]}, about 30 s left",
+        "         5 s  timing at micro-batch 4, compiled",
+        "        10 s  1 min 30 s a step at 16 x 32",
+        f"[3/4] {names[2]}, about 20 s left, best so far 1 min 30 s a step ({names[1]})",
+        "        10 s  failed: rank 1 [died] in /tmp/x.log",
+        f"[4/4] {names[3]}, about 10 s left, best so far 1 min 30 s a step ({names[1]})",
+        "        10 s  2.5 s a step at 16 x 32",
+    ]
+
+
+def test_a_slower_setting_does_not_become_the_best(clock, configs, capsys):
+    progress = Progress()
+    for index, step in enumerate((3.0, 9.0), start=1):
+        progress.starts(index, 3, configs[index - 1])
+        progress.ends(configs[index - 1], record_of(step=step), "")
+    progress.starts(3, 3, configs[2])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"best so far 3 s a step ({configs[0].method.label})")

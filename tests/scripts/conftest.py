@@ -1,0 +1,195 @@
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from academic_pretraining.config import TrainingConfig
+from academic_pretraining.gpus import Hardware
+from academic_pretraining.methods import Method
+from academic_pretraining.models import MODELS
+from academic_pretraining.results import Measurement, Timing, to_record
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """How a script ended and what it said."""
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclasses.dataclass(kw_only=True)
+class CommandLine:
+    """Runs the real scripts from a folder that has nothing to do with them.
+
+    Attributes:
+        folder: where they run.
+        workspace: folder of results that they are told of.
+        poison: folder with a torch that cannot be imported.
+        real: what to put before Python's path where torch is needed.
+    """
+
+    folder: Path
+    workspace: Path
+    poison: Path
+    real: Path | None = None
+
+    def environment(self, *, torch: bool = False) -> dict[str, str]:
+        """Hide this machine's GPUs, and torch from what must do without it."""
+        environment = os.environ | {
+            "TANGO_WORKSPACE_DIR": str(self.workspace),
+            "CUDA_VISIBLE_DEVICES": "",
+            "COLUMNS": "100",
+        }
+        first = self.real if torch else self.poison
+        return environment | ({"PYTHONPATH": str(first)} if first else {})
+
+    def command(self, script: str, *arguments: object) -> list[str]:
+        return [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
+
+    def __call__(
+        self, script: str, *arguments: object, torch: bool = False, timeout: float = 240.0
+    ) -> Answer:
+        done = subprocess.run(
+            self.command(script, *arguments),
+            cwd=self.folder,
+            env=self.environment(torch=torch),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        return Answer(status=done.returncode, out=done.stdout, err=done.stderr)
+
+    def refuses(self, script: str, *arguments: object, torch: bool = False) -> str:
+        """Give the one line of an error; nothing else may come of bad input."""
+        before = self.files()
+        answer = self(script, *arguments, torch=torch)
+        assert "Traceback" not in answer.err
+        assert answer.status == 2
+        assert answer.out == ""
+        assert self.files() == before
+        [line] = answer.err.splitlines()
+        start, _, message = line.partition("error: ")
+        assert start == ""
+        return message
+
+    def cannot_parse(self, script: str, *arguments: object) -> str:
+        """Give tyro's box for arguments that are none, its frame taken off."""
+        before = self.files()
+        answer = self(script, *arguments)
+        assert "Traceback" not in answer.err
+        assert answer.status == 2
+        assert answer.out == ""
+        assert self.files() == before
+        assert answer.err.count("╭") == 1
+        return " ".join(answer.err.translate(dict.fromkeys(map(ord, "╭╮╰╯─│"))).split())
+
+    def files(self) -> dict[Path, bytes | None]:
+        """Everything around, with its content."""
+        return {
+            path: path.read_bytes() if path.is_file() else None
+            for path in self.folder.parent.rglob("*")
+        }
+
+
+@pytest.fixture(scope="session")
+def poison(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("poison")
+    (folder / "torch.py").write_text("raise AssertionError('torch was imported')\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def command_line(poison) -> Callable[[Path], CommandLine]:
+    def make(around: Path) -> CommandLine:
+        folder = around / "elsewhere"
+        folder.mkdir()
+        return CommandLine(folder=folder, workspace=around / "workspace", poison=poison)
+
+    return make
+
+
+@pytest.fixture
+def cli(tmp_path, command_line) -> CommandLine:
+    return command_line(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def made_up() -> Callable[..., dict[str, Any]]:
+    """Write a record with invented figures."""
+
+    def make(
+        hardware: Hardware,
+        method: Method,
+        step_seconds: float,
+        *,
+        model: str = "pythia-160m",
+        micro_batch_size: int = 8,
+        compile_state: str = "on",
+        measured_at: float = 1.0,
+        tolerance: float = 0.0,
+    ) -> dict[str, Any]:
+        config = TrainingConfig(
+            hardware=hardware, recipe=MODELS[model], method=method, batch_tolerance=tolerance
+        )
+        plan = config.plan_at(micro_batch_size)
+        timing = Timing(
+            micro_batch_size=plan.micro_batch_size,
+            gradient_accumulation_steps=plan.gradient_accumulation_steps,
+            global_batch_size=plan.global_batch_size,
+            step_seconds=step_seconds,
+            step_seconds_standard_error=0.01,
+            step_spread=0.02,
+            micro_step_seconds=0.1,
+            overhead_seconds=0.1,
+            samples=((4, 1.0),) * 4,
+            skipped_steps=0,
+            peak_bytes=3 * 2**30,
+            reserved_bytes=4 * 2**30,
+            compiled_graphs=1,
+            mfu=0.25,
+        )
+        measurement = Measurement(
+            outcome="measured",
+            best=timing,
+            timings=(timing,),
+            memory_ramp=((1, 2**30),),
+            compile=compile_state,
+            compile_error="",
+            out_of_memory_micro_batch_size=None,
+            out_of_memory_requested_bytes=None,
+            out_of_memory_free_bytes=None,
+            kernels="sdpa",
+            model_flops_per_example=10**12,
+            device_name="made up",
+            device_bytes=80 * 2**30,
+            seconds={"all": 60.0},
+            sessions=1,
+        )
+        return to_record(config, measurement, versions={"torch": "2"}, measured_at=measured_at)
+
+    return make
+
+
+@pytest.fixture
+def remember(cli) -> Callable[..., None]:
+    """Put records into the workspace as Tango would."""
+
+    def write(*records: dict[str, Any]) -> None:
+        for number, record in enumerate(records):
+            folder = cli.workspace / "cache" / f"MeasureStep-001-{number}"
+            folder.mkdir(parents=True)
+            (folder / "data.json").write_text(json.dumps(record))
+            (folder / "cache-metadata.json").write_text("{}")
+
+    return write

@@ -1,0 +1,106 @@
+"""What all scripts have in common."""
+
+import pytest
+
+ON_A100 = ("--num-nodes", 1, "--gpus-per-node", 2, "--gpu-type", "a100", "--model", "pythia-160m")
+# A valid command of each script, as far as its arguments go.
+COMMANDS = {
+    "benchmark.py": ON_A100,
+    "print_optimal_config.py": ON_A100,
+    "to_training_arguments.py": ("--output", "args.json", *ON_A100),
+    "training.py": (
+        *("--output-dir", "run", "--model-type", "vit", "--training-arguments", "args.json"),
+    ),
+}
+PURPOSES = {
+    "benchmark.py": "Measure which Trainer settings train a model fastest on given hardware.",
+    "print_optimal_config.py": "Print the fastest measured settings as one polars row.",
+    "to_training_arguments.py": (
+        "Export settings as the JSON of TrainingArguments that scripts/training.py runs."
+    ),
+    "training.py": "Train a model with exported settings.",
+}
+
+every_script = pytest.mark.parametrize("script", COMMANDS)
+with_hardware = pytest.mark.parametrize("script", list(COMMANDS)[:3])
+
+
+def replaced(script: str, flag: str, value: object) -> list[object]:
+    arguments = list(COMMANDS[script])
+    arguments[arguments.index(flag) + 1] = value
+    return arguments
+
+
+@every_script
+def test_help_says_what_it_is_for_and_needs_no_torch(cli, script):
+    answer = cli(script, "--help")
+    assert (answer.status, answer.err) == (0, "")
+    assert PURPOSES[script] in answer.out
+    for flag in COMMANDS[script][::2]:
+        assert flag in answer.out
+    assert cli.files() == {cli.folder: None}
+
+
+@every_script
+def test_an_unknown_flag_is_refused(cli, script):
+    assert "--sharp" in cli.cannot_parse(script, *COMMANDS[script], "--sharp", 1)
+
+
+@every_script
+def test_an_unknown_model_is_answered_with_the_known_ones(cli, script):
+    flag = "--model-type" if script == "training.py" else "--model"
+    text = cli.cannot_parse(script, *replaced(script, flag, "gpt-5"))
+    assert f"invalid choice 'gpt-5' for argument '{flag}'" in text
+    assert "'pythia-160m'" in text
+
+
+@with_hardware
+def test_an_unknown_gpu_is_answered_with_the_known_ones(cli, script):
+    text = cli.cannot_parse(script, *replaced(script, "--gpu-type", "gtx280"))
+    assert "invalid choice 'gtx280' for argument '--gpu-type'" in text
+    assert "'h200'" in text
+
+
+@with_hardware
+@pytest.mark.parametrize("flag", ["--num-nodes", "--gpus-per-node"])
+@pytest.mark.parametrize("value", ["two", "1.5", ""])
+def test_a_count_that_is_no_number_is_refused(cli, script, flag, value):
+    text = cli.cannot_parse(script, *replaced(script, flag, value))
+    assert f"Error parsing {flag}" in text
+
+
+@with_hardware
+@pytest.mark.parametrize("flag", ["--num-nodes", "--gpus-per-node"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_count_below_one_is_refused(cli, script, flag, value):
+    message = cli.refuses(script, *replaced(script, flag, value))
+    assert message == f"{flag} is {value}, but must be at least 1"
+
+
+@pytest.mark.parametrize("script", list(COMMANDS)[1:])
+def test_what_is_required_is_asked_for(cli, script):
+    text = cli.cannot_parse(script)
+    assert text.startswith("Required options")
+    assert all(f"{flag} " in text for flag in COMMANDS[script][::2])
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_without_a_name_the_workspace_is_in_the_folder(cli, monkeypatch, value):
+    environment = cli.environment()
+    monkeypatch.setattr(cli, "environment", lambda torch=False: environment)
+    environment.pop("TANGO_WORKSPACE_DIR")
+    if value is not None:
+        environment["TANGO_WORKSPACE_DIR"] = value
+    answer = cli("benchmark.py", *ON_A100, "--cmd", "print-results")
+    assert answer.out == "no results yet for pythia-160m on this hardware in tango_workspace\n"
+    assert answer.status == 0
+    assert cli.files() == {cli.folder: None}
+
+
+def test_a_result_that_cannot_be_read_is_named_and_left_out(cli, remember):
+    remember({"version": 99})
+    data = cli.workspace / "cache" / "MeasureStep-001-0" / "data.json"
+    answer = cli("benchmark.py", *ON_A100, "--cmd", "print-results")
+    assert answer.status == 0
+    assert answer.err == (f"warning: {data} is left out: record version 99, but 1 is read here\n")
+    assert answer.out == (f"no results yet for pythia-160m on this hardware in {cli.workspace}\n")

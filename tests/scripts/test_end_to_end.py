@@ -1,0 +1,161 @@
+"""The way through it, on a real small training: stop, measure, recall, export, train."""
+
+import json
+import os
+import signal
+import subprocess
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from academic_pretraining.config import TrainingConfig
+from academic_pretraining.gpus import Hardware
+from academic_pretraining.methods import Method
+from academic_pretraining.models import MODELS
+from academic_pretraining.training_arguments import training_arguments_fields
+
+pytestmark = pytest.mark.slow
+
+CPU = ("--num-nodes", 1, "--gpus-per-node", 1, "--gpu-type", "cpu", "--model", "pythia-14m")
+BENCHMARK = ("benchmark.py", *CPU, "--methods", "naive", "--timing-seconds", 1)
+# Two thousand tokens take seconds on a CPU, and thirty-two tell the same.
+SHORT = """
+import dataclasses
+from academic_pretraining import models
+short = dataclasses.replace(models.MODELS["pythia-14m"], sequence_length=32)
+models.MODELS = {**models.MODELS, "pythia-14m": short}
+"""
+STOPPED = "stopped: what was measured is kept, run the same command to go on"
+
+
+@pytest.fixture(scope="module")
+def stopped(command_line, tmp_path_factory):
+    """Press Ctrl-C while a setting is timed."""
+    cli = command_line(tmp_path_factory.mktemp("journey"))
+    cli.real = tmp_path_factory.mktemp("short")
+    (cli.real / "sitecustomize.py").write_text(SHORT)
+    with (cli.folder / "stderr").open("w+") as said:
+        process = subprocess.Popen(
+            cli.command(*BENCHMARK),
+            cwd=cli.folder,
+            env=cli.environment(torch=True),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.write(line)
+            if "timing at micro-batch 1" in line:
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        said.write(err)
+        said.seek(0)
+        lines = said.read().splitlines()
+    left = psutil.wait_procs(children, timeout=30)[1]
+    return SimpleNamespace(
+        cli=cli, status=process.returncode, out=out, lines=lines, children=children, left=left
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(stopped):
+    """Give the same command again, twice."""
+    cli = stopped.cli
+    incomplete = cli(*BENCHMARK, "--cmd", "print-incomplete", torch=True)
+    first = cli(*BENCHMARK, torch=True)
+    results = cli.files()
+    return SimpleNamespace(
+        cli=cli,
+        incomplete=incomplete,
+        first=first,
+        results=results,
+        second=cli(*BENCHMARK, torch=True),
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(measured):
+    cli = measured.cli
+    answer = cli("to_training_arguments.py", "--output", "args.json", *CPU, "--optimal")
+    read = (json.loads((cli.folder / f"args{end}.json").read_text()) for end in ("", ".setting"))
+    fields, setting = read
+    return SimpleNamespace(cli=cli, answer=answer, fields=fields, setting=setting)
+
+
+def test_ctrl_c_is_answered_in_a_line(stopped):
+    assert stopped.status == 130
+    assert stopped.out == ""
+    assert stopped.lines[0] == "[1/1] naive"
+    assert stopped.lines[1].endswith("timing at micro-batch 1")
+    assert stopped.lines[2:] == [STOPPED]
+
+
+def test_ctrl_c_leaves_no_process(stopped):
+    # The launcher, its agent and the rank at least.
+    assert len(stopped.children) >= 3
+    assert stopped.left == []
+
+
+def test_the_same_command_goes_on_where_it_was_stopped(measured):
+    assert measured.incomplete.out.splitlines() == [
+        "1 of 1 settings have no result",
+        "  pythia-14m on 1 x cpu: naive",
+    ]
+    assert measured.first.status == 0
+    assert "1 settings measured, 0 recalled\n" in measured.first.err
+    assert "│ pythia-14m │ 1 x cpu  │ naive  │ 1 x 1024 " in measured.first.out
+
+
+def test_what_was_measured_is_recalled(measured):
+    assert measured.second.status == 0
+    assert measured.second.err == "0 settings measured, 1 recalled\n"
+    assert measured.second.out == measured.first.out
+    changed = {
+        path.name
+        for path, content in measured.cli.files().items()
+        if measured.results.get(path, b"") != content
+    }
+    assert "data.json" not in changed
+
+
+def test_the_winner_is_exported_with_its_prediction(exported):
+    assert exported.answer.status == 0
+    machine = Hardware(num_nodes=1, gpus_per_node=1, gpu_type="cpu")
+    config = TrainingConfig(hardware=machine, recipe=MODELS["pythia-14m"], method=Method())
+    assert exported.fields == training_arguments_fields(config, config.plan(1, 1024))
+    assert exported.setting["model"] == "pythia-14m"
+    prediction = exported.setting["prediction"]
+    assert prediction["step_seconds"] > 0
+    assert prediction["peak_bytes"] > 2**28
+    assert (prediction["mfu"], prediction["compile"]) == (None, "off")
+
+
+def test_a_training_tells_its_speed(exported):
+    cli = exported.cli
+    # A step of the published batch would take minutes here.
+    quick = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    (cli.folder / "args.json").write_text(json.dumps(exported.fields | quick))
+    answer = cli(
+        *("training.py", "--output-dir", "run", "--model-type", "pythia-14m"),
+        *("--training-arguments", "args.json", "--stop-after-steps", 3),
+        torch=True,
+    )
+    assert answer.status == 0
+    assert "Traceback" not in answer.err
+    speed = json.loads((cli.folder / "run" / "speed.json").read_text())
+    assert list(speed) == [
+        *("steps", "step_seconds", "samples", "peak_bytes", "predicted", "finished_at")
+    ]
+    # The first two are warm-up.
+    assert speed["steps"] == len(speed["samples"]) == 1
+    assert speed["step_seconds"] == speed["samples"][0] > 0
+    assert speed["peak_bytes"] is None
+    # What was predicted is not for arguments that were edited.
+    assert speed["predicted"] is None
+    assert {path.name for path in (cli.folder / "run").iterdir()} == {"logs", "speed.json"}

@@ -1,0 +1,132 @@
+"""Records as they are read from a workspace, and rows as methods."""
+
+import copy
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from academic_pretraining.config import TrainingConfig, grid
+from academic_pretraining.gpus import Hardware
+from academic_pretraining.methods import Method, MethodSpace
+from academic_pretraining.models import MODELS
+from academic_pretraining.results import (
+    Measurement,
+    Timing,
+    check_record,
+    frame,
+    method_of,
+    to_record,
+)
+
+TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
+METHODS = [m for m, why in grid(TWO, MODELS["pythia-160m"], MethodSpace.ALL) if not why]
+TIMING = Timing(
+    micro_batch_size=16,
+    gradient_accumulation_steps=32,
+    global_batch_size=1024,
+    step_seconds=2.5,
+    step_seconds_standard_error=0.01,
+    step_spread=0.02,
+    micro_step_seconds=0.07,
+    overhead_seconds=0.26,
+    samples=((4, 0.54), (8, 0.82)),
+    skipped_steps=0,
+    peak_bytes=3 * 2**30,
+    reserved_bytes=4 * 2**30,
+    compiled_graphs=1,
+    mfu=None,
+)
+MEASURED = Measurement(
+    outcome="measured",
+    best=TIMING,
+    timings=(TIMING,),
+    memory_ramp=((1, 2**30),),
+    compile="on",
+    compile_error="",
+    out_of_memory_micro_batch_size=None,
+    out_of_memory_requested_bytes=None,
+    out_of_memory_free_bytes=None,
+    kernels="none",
+    model_flops_per_example=10**12,
+    device_name="NVIDIA H200",
+    device_bytes=140 * 2**30,
+    seconds={"all": 90.0},
+    sessions=1,
+)
+OUT_OF_MEMORY = dataclasses.replace(MEASURED, outcome="out of memory", best=None, timings=())
+
+
+def record_of(method: Method = METHODS[0], measurement: Measurement = MEASURED) -> dict[str, Any]:
+    config = TrainingConfig(hardware=TWO, recipe=MODELS["pythia-160m"], method=method)
+    return json.loads(json.dumps(to_record(config, measurement, versions={}, measured_at=1.0)))
+
+
+def changed(path: str, value: Any = None, *, remove: bool = False) -> dict[str, Any]:
+    """Take something out of a record, or put something else there."""
+    record = copy.deepcopy(record_of())
+    *parents, name = path.split(".")
+    inner = record
+    for parent in parents:
+        inner = inner[parent]
+    if remove:
+        del inner[name]
+    else:
+        inner[name] = value
+    return record
+
+
+@pytest.mark.parametrize("measurement", [MEASURED, OUT_OF_MEMORY], ids=lambda m: m.outcome)
+def test_what_was_written_is_accepted(measurement):
+    for method in METHODS:
+        check_record(record_of(method, measurement))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("config", "config.hardware", "config.recipe", "config.method"),
+        *("config.recipe.name", "config.recipe.max_steps", "config.recipe.sequence_length"),
+        *("measurement", "measurement.outcome", "measurement.best", "measurement.compile"),
+        *("measurement.kernels", "measurement.device_name", "measurement.seconds"),
+        *("measurement.seconds.all", "measurement.out_of_memory_free_bytes"),
+        *("versions", "measured_at"),
+    ],
+)
+def test_what_is_missing_is_named(path):
+    name = path.rpartition(".")[2]
+    with pytest.raises(ValueError, match=rf"^broken record: KeyError '{name}'$"):
+        check_record(changed(path, remove=True))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *(("config", None), ("config.hardware", None), ("config.hardware", "h200")),
+        *(("config.method", []), ("config.recipe", 3), ("config.recipe.max_steps", "many")),
+        *(("measurement", "measured"), ("measurement.best", [1]), ("measurement.best", "fast")),
+        *(("measurement.best.step_seconds", "fast"), ("measurement.best.peak_bytes", "2 GiB")),
+        *(("measurement.seconds", None), ("measurement.out_of_memory_free_bytes", "much")),
+        *(("versions", None), ("measured_at", "today"), ("measured_at", {})),
+    ],
+)
+def test_what_is_of_another_type_is_broken(path, value):
+    record = changed(path, value)
+    if path.endswith("free_bytes"):
+        record["measurement"]["out_of_memory_requested_bytes"] = 1
+    with pytest.raises(ValueError, match=r"^broken record: \w+ "):
+        check_record(record)
+
+
+def test_more_than_is_needed_is_no_fault():
+    for path in ("note", "measurement.note", "config.recipe.note_2", "measurement.best.note"):
+        record = changed(path, "new")
+        check_record(record)
+        assert frame([record]).height == 1
+
+
+def test_a_rows_method_is_the_one_that_was_measured():
+    rows = frame(record_of(method) for method in METHODS).iter_rows(named=True)
+    assert [method_of(row) for row in rows] == METHODS
+    assert len(METHODS) == 23
