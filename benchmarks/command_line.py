@@ -99,6 +99,7 @@ def made_up(config: TrainingConfig, number: int) -> dict[str, Any]:
         skipped_steps=0,
         peak_bytes=2**34,
         reserved_bytes=2**34,
+        compiled=True,
         compiled_graphs=1,
         mfu=0.3,
     )

@@ -3,13 +3,17 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from academic_pretraining.config import BatchPlan, TrainingConfig, config_to_dict
 from academic_pretraining.errors import InvalidFileError
+from academic_pretraining.gpus import Hardware
+from academic_pretraining.results import is_current
 from academic_pretraining.training_arguments import to_json, training_arguments_fields
+
+_ADVICE = "write one with scripts/to_training_arguments.py"
 
 
 def setting_path(output: Path) -> Path:
@@ -29,6 +33,10 @@ def read_setting(arguments: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     setting = read_json(path)
+    hardware = setting.get("hardware")
+    known = {field.name for field in fields(Hardware)}
+    if not isinstance(hardware, dict) or set(hardware) != known:
+        raise InvalidFileError(f"{path} does not say for which hardware it is: {_ADVICE}")
     if setting.get("arguments_sha256") != hashlib.sha256(arguments.read_bytes()).hexdigest():
         setting["prediction"] = None
     return setting
@@ -40,13 +48,14 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InvalidFileError: there is none.
     """
-    advice = "write one with scripts/to_training_arguments.py"
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InvalidFileError(f"{path} is not a readable JSON file ({error}): {advice}") from error
+        raise InvalidFileError(
+            f"{path} is not a readable JSON file ({error}): {_ADVICE}"
+        ) from error
     if not isinstance(data, dict):
-        raise InvalidFileError(f"{path} holds no JSON object: {advice}")
+        raise InvalidFileError(f"{path} holds no JSON object: {_ADVICE}")
     return data
 
 
@@ -54,49 +63,61 @@ def prediction(
     records: Iterable[dict[str, Any]], config: TrainingConfig, plan: BatchPlan
 ) -> dict[str, Any] | None:
     """Find the newest measurement of exactly this setting and plan; `None` if there is none."""
-    wanted = config_to_dict(config)
-    found = None
-    newest = float("-inf")
-    for record in records:
-        stored = record["config"]
-        same = all(stored[part] == wanted[part] for part in ("hardware", "method"))
-        if not same or stored["recipe"]["name"] != config.recipe.name:
-            continue
+    for record in _measured(records, config):
         for timing in record["measurement"]["timings"]:
             batch = (timing["micro_batch_size"], timing["gradient_accumulation_steps"])
-            if (
-                batch == (plan.micro_batch_size, plan.gradient_accumulation_steps)
-                and record["measured_at"] > newest
-            ):
-                newest = record["measured_at"]
-                found = {
-                    "step_seconds": timing["step_seconds"],
-                    "step_seconds_standard_error": timing["step_seconds_standard_error"],
-                    "peak_bytes": timing["peak_bytes"],
-                    "mfu": timing["mfu"],
-                    "compile": record["measurement"]["compile"],
-                }
-    return found
+            if batch == (plan.micro_batch_size, plan.gradient_accumulation_steps):
+                figures = ("step_seconds", "step_seconds_standard_error", "peak_bytes", "mfu")
+                return {name: timing[name] for name in (*figures, "compiled")}
+    return None
+
+
+def compilation_failed(records: Iterable[dict[str, Any]], config: TrainingConfig) -> bool:
+    """Whether the newest measurement of this setting saw its compilation fail."""
+    newest = next(iter(_measured(records, config)), None)
+    return newest is not None and newest["measurement"]["compile"] == "failed"
+
+
+def _measured(records: Iterable[dict[str, Any]], config: TrainingConfig) -> list[dict[str, Any]]:
+    """Choose the records of a setting, the newest first."""
+    wanted = config_to_dict(config)
+    found = [
+        record
+        for record in records
+        if all(record["config"][part] == wanted[part] for part in ("hardware", "method"))
+        and record["config"]["recipe"]["name"] == config.recipe.name
+        and is_current(record["config"]["recipe"])
+    ]
+    return sorted(found, key=lambda record: record["measured_at"], reverse=True)
 
 
 def export(
-    output: Path, config: TrainingConfig, plan: BatchPlan, predicted: dict[str, Any] | None
-) -> None:
+    output: Path,
+    config: TrainingConfig,
+    plan: BatchPlan,
+    records: Iterable[dict[str, Any]],
+) -> dict[str, Any] | None:
     """Write a setting for scripts/training.py.
 
     Args:
         output: file for the TrainingArguments.
         config: what trains.
         plan: how its batch is divided.
-        predicted: what `prediction` found.
+        records: what was measured: a compilation that failed then is not asked for in training.
+
+    Returns:
+        what was predicted for exactly this setting, if anything was.
 
     Raises:
         InvalidFileError: a file cannot be written.
     """
-    # A compilation that failed when it was measured is not asked for in training.
-    failed = predicted is not None and predicted["compile"] == "failed"
-    fields = training_arguments_fields(config, plan, torch_compile=False if failed else None)
-    text = to_json(fields)
+    records = list(records)
+    predicted = prediction(records, config, plan)
+    compiles = predicted["compiled"] if predicted else None
+    if predicted is None and compilation_failed(records, config):
+        compiles = False
+    arguments = training_arguments_fields(config, plan, torch_compile=compiles)
+    text = to_json(arguments)
     setting = {
         "model": config.recipe.name,
         "attention": config.attention,
@@ -108,9 +129,13 @@ def export(
     }
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text)
-        setting_path(output).write_text(to_json(setting))
+        # The setting first, whole or not at all: arguments never stand beside another's setting.
+        for path, content in ((setting_path(output), to_json(setting)), (output, text)):
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text(content)
+            partial.replace(path)
     except OSError as error:
         raise InvalidFileError(
             f"{output} cannot be written ({error}): name another file"
         ) from error
+    return predicted

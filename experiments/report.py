@@ -33,7 +33,8 @@ def results_table(rows: "pl.DataFrame") -> Table:
 def _cells(row: dict[str, Any]) -> list[str]:
     method = method_of(row)
     nodes = f"{row['num_nodes']} x " if row["num_nodes"] > 1 else ""
-    head = [row["model"], f"{nodes}{row['gpus_per_node']} x {row['gpu_type']}", method.label]
+    model = row["model"] + ("" if row["current_recipe"] else " (an older recipe)")
+    head = [model, f"{nodes}{row['gpus_per_node']} x {row['gpu_type']}", method.label]
     if row["outcome"] != "measured":
         missing = row["missing_gib"]
         short = f", {missing:.2f} GiB short" if missing is not None else ""
@@ -89,18 +90,23 @@ class Progress:
         self._best: tuple[float, str] | None = None
         self._heading = ""
 
-    def starts(self, index: int, total: int, config: TrainingConfig) -> None:
-        """Announce a setting."""
+    def starts(self, index: int, total: int, left: int, config: TrainingConfig) -> None:
+        """Announce a setting; `left` counts those to measure, this one included."""
         self._began = time.monotonic()
-        left = ""
+        time_left = ""
         if self._durations:
             mean = sum(self._durations) / len(self._durations)
-            left = f", about {seconds(mean * (total - index + 1))} left"
+            time_left = f", about {seconds(mean * left)} left"
         best = ""
         if self._best:
             best = f", best so far {seconds(self._best[0])} a step ({self._best[1]})"
         self._heading = f"[{index}/{total}] {config.method.label}"
-        self._console.print(f"{self._heading}{left}{best}", markup=False, soft_wrap=True)
+        self._console.print(f"{self._heading}{time_left}{best}", markup=False, soft_wrap=True)
+
+    def recalls(self, config: TrainingConfig, record: dict[str, Any]) -> None:
+        """Let an earlier result compete for the best one."""
+        if best := record["measurement"]["best"]:
+            self._offer(best["step_seconds"], config)
 
     def probes(self, probe: "Probe") -> None:
         """Say what the setting is doing."""
@@ -123,5 +129,8 @@ class Progress:
         self._console.print(
             f"    {elapsed:>8}  {seconds(step)} a step at {plan}", markup=False, soft_wrap=True
         )
-        if self._best is None or step < self._best[0]:
-            self._best = (step, config.method.label)
+        self._offer(step, config)
+
+    def _offer(self, step_seconds: float, config: TrainingConfig) -> None:
+        if self._best is None or step_seconds < self._best[0]:
+            self._best = (step_seconds, config.method.label)

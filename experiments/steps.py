@@ -8,7 +8,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +17,12 @@ from tango.common.file_lock import FileLock
 from tango.format import JsonFormat
 from tango.workspaces.local_workspace import LocalWorkspace
 
+from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.measure import measure
 from academic_pretraining.benchmarking.probes import Probe
-from academic_pretraining.benchmarking.search import Effort
-from academic_pretraining.config import TrainingConfig, config_to_dict
+from academic_pretraining.config import TrainingConfig
 from academic_pretraining.results import to_record
-from academic_pretraining.training_arguments import training_arguments_fields
-
-_LIBRARIES = ("torch", "transformers", "accelerate", "deepspeed")
-_PROSE = ("source", "note", "parameter_count_source")
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what decides a measurement, by distribution."""
-    versions = {}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
-
-
-def cache_key(config: TrainingConfig) -> str:
-    """Write what identifies a measurement as one canonical JSON string.
-
-    Recipe, method, hardware, resolved arguments and library versions count; prose does not.
-    """
-    identity = config_to_dict(config)
-    identity["recipe"] = {k: v for k, v in identity["recipe"].items() if k not in _PROSE}
-    identity["arguments"] = training_arguments_fields(config, config.plans()[0])
-    identity["versions"] = library_versions()
-    return json.dumps(identity, sort_keys=True, separators=(",", ":"))
+from experiments.identity import cache_key, library_versions
 
 
 class MeasureStep(Step[dict[str, Any]]):
@@ -69,10 +42,13 @@ class MeasureStep(Step[dict[str, Any]]):
             context.config, context.effort, scratch=context.scratch, on_probe=context.on_probe
         )
         record = to_record(
-            context.config, measurement, versions=library_versions(), measured_at=time.time()
+            context.config,
+            measurement,
+            versions=library_versions(context.config),
+            measured_at=time.time(),
         )
         # As it will be recalled: lists for tuples.
-        return json.loads(json.dumps(record))
+        return json.loads(json.dumps(record | {"key": key}))
 
 
 class MeasureContext:

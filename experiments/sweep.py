@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from tango.common.exceptions import StepStateError
 from tango.workspaces.local_workspace import LocalWorkspace
 
+from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.probes import Probe
-from academic_pretraining.benchmarking.search import Effort
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import AcademicPretrainingError, MeasurementError
 from experiments.steps import MeasureContext, is_cached, measure_step, run_step
@@ -19,8 +19,12 @@ from experiments.steps import MeasureContext, is_cached, measure_step, run_step
 class Reporter(Protocol):
     """Who is told how a sweep goes on."""
 
-    def starts(self, index: int, total: int, config: TrainingConfig) -> None:
-        """Tell that a setting begins; `index` counts from 1."""
+    def starts(self, index: int, total: int, left: int, config: TrainingConfig) -> None:
+        """Tell that a setting is measured, the `index`th from 1; with it, `left` are to come."""
+        ...
+
+    def recalls(self, config: TrainingConfig, record: dict[str, Any]) -> None:
+        """Tell that a setting has a result already."""
         ...
 
     def probes(self, probe: Probe) -> None:
@@ -47,16 +51,6 @@ class SweepEnd:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def incomplete(configs: list[TrainingConfig], workspace: Path) -> list[TrainingConfig]:
-    """List the configurations without a result."""
-    local = _open(workspace)
-    return [
-        config
-        for config in configs
-        if not is_cached(measure_step(MeasureContext(config, Effort(), workspace)), local)
-    ]
-
-
 def sweep(
     configs: list[TrainingConfig],
     workspace: Path,
@@ -76,13 +70,17 @@ def sweep(
     workspace = workspace.resolve()
     local = _open(workspace)
     end = SweepEnd()
-    for index, config in enumerate(configs, start=1):
-        context = MeasureContext(config, effort, workspace / "sessions", reporter.probes)
-        step = measure_step(context)
+    steps = [
+        measure_step(MeasureContext(config, effort, workspace / "sessions", reporter.probes))
+        for config in configs
+    ]
+    left = sum(not is_cached(step, local) for step in steps)
+    for index, (config, step) in enumerate(zip(configs, steps, strict=True), start=1):
         cached = is_cached(step, local)
         if not cached:
             check()
-            reporter.starts(index, len(configs), config)
+            reporter.starts(index, len(configs), left, config)
+            left -= 1
         try:
             record = run_step(step, local)
         except MeasurementError as error:
@@ -95,7 +93,9 @@ def sweep(
             reporter.ends(config, None, note)
             continue
         end.records.append(record)
-        if not cached:
+        if cached:
+            reporter.recalls(config, record)
+        else:
             end.measured += 1
             reporter.ends(config, record, "")
     return end

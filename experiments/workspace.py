@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from academic_pretraining.errors import AcademicPretrainingError
+from academic_pretraining.config import TrainingConfig
+from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError
 from academic_pretraining.results import RECORD_VERSION, check_record
+from experiments.identity import cache_key
 
 _STEP_PREFIX = "MeasureStep-"
 _DATA = "data.json"
@@ -31,7 +33,14 @@ def read_records(workspace: Path) -> tuple[list[dict[str, Any]], list[Unreadable
 
     Returns:
         the records, and what could not be read.
+
+    Raises:
+        InvalidFileError: the workspace is a file.
     """
+    if workspace.exists() and not workspace.is_dir():
+        raise InvalidFileError(
+            f"the workspace {workspace} is a file: name a folder with TANGO_WORKSPACE_DIR"
+        )
     records: list[dict[str, Any]] = []
     unreadable: list[Unreadable] = []
     for folder in _step_folders(workspace):
@@ -40,6 +49,12 @@ def read_records(workspace: Path) -> tuple[list[dict[str, Any]], list[Unreadable
         except (OSError, ValueError, AcademicPretrainingError) as error:
             unreadable.append(Unreadable(path=folder / _DATA, reason=f"{error}"))
     return records, unreadable
+
+
+def incomplete(configs: list[TrainingConfig], workspace: Path) -> list[TrainingConfig]:
+    """List the configurations without a result."""
+    known = {record.get("key") for record in read_records(workspace)[0]}
+    return [config for config in configs if cache_key(config) not in known]
 
 
 def _step_folders(workspace: Path) -> Iterator[Path]:

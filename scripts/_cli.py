@@ -5,11 +5,11 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from academic_pretraining.errors import AcademicPretrainingError
+from academic_pretraining.errors import AcademicPretrainingError, HardwareMismatchError
 from academic_pretraining.gpus import GPUS, Hardware, detect_hardware
 from academic_pretraining.methods import Sharding
 from academic_pretraining.models import MODELS
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     ModelName = str
     ShardingName = str
 else:
-    GpuName = tyro.extras.literal_type_from_choices(list(GPUS))
-    ModelName = tyro.extras.literal_type_from_choices(list(MODELS))
-    ShardingName = tyro.extras.literal_type_from_choices([sharding.value for sharding in Sharding])
+    GpuName = Literal[tuple(GPUS)]
+    ModelName = Literal[tuple(MODELS)]
+    ShardingName = Literal[tuple(sharding.value for sharding in Sharding)]
 
 
 def run(main: Callable[..., int | None]) -> None:
@@ -50,10 +50,20 @@ def workspace_dir() -> Path:
 def hardware_from(
     num_nodes: int | None, gpus_per_node: int | None, gpu_type: str | None
 ) -> Hardware:
-    """Take the flags that were given and this machine for the others; all of it for none."""
+    """Take the flags that were given and this machine for the others; all of it for none.
+
+    A newcomer whose GPU is in no table is told so and tries the CPU.
+    """
     if gpu_type is None:
-        detected = detect_hardware(os.environ)
-        if num_nodes is None and gpus_per_node is None:
+        nothing_given = num_nodes is None and gpus_per_node is None
+        try:
+            detected = detect_hardware(os.environ)
+        except HardwareMismatchError as error:
+            if not nothing_given:
+                raise
+            print(f"warning: {error}; trying things out on the CPU", file=sys.stderr)
+            detected = Hardware(num_nodes=1, gpus_per_node=1, gpu_type="cpu")
+        if nothing_given:
             return detected
         gpu_type = detected.gpu_type
     return Hardware(

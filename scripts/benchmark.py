@@ -7,7 +7,7 @@ from typing import Literal
 
 from _cli import GpuName, ModelName, hardware_from, results, run, workspace_dir
 
-from academic_pretraining.config import TrainingConfig, grid
+from academic_pretraining.config import TrainingConfig, grid, why_tolerance_invalid
 from academic_pretraining.errors import InvalidConfigError
 from academic_pretraining.gpus import Hardware, check_hardware
 from academic_pretraining.methods import MethodSpace
@@ -36,7 +36,7 @@ def main(
         num_nodes: machines.
         gpus_per_node: GPUs of each machine.
         gpu_type: kind of GPU; `cpu` for trying things out.
-        model: what to train; pythia-160m on a detected GPU, pythia-14m on a CPU.
+        model: what to train; pythia-14m where nothing says on what, else pythia-160m.
         methods: part of the grid to walk.
         cmd: what to do with the grid.
         slurm: submit to SLURM instead of running here.
@@ -46,12 +46,16 @@ def main(
     """
     if slurm:
         raise InvalidConfigError("--slurm is not available yet: run on the machine itself")
+    if wrong := why_tolerance_invalid(batch_tolerance):
+        raise InvalidConfigError(*wrong)
     if timing_seconds is not None and not 0 < timing_seconds < 3600:
         raise InvalidConfigError(
             f"--timing-seconds is {timing_seconds}, but must be above 0 and below 3600"
         )
     hardware = hardware_from(num_nodes, gpus_per_node, gpu_type)
-    recipe = get_model(model or ("pythia-14m" if hardware.gpu.is_cpu else "pythia-160m"))
+    newcomer = (num_nodes, gpus_per_node, gpu_type) == (None, None, None)
+    small = newcomer or hardware.gpu.is_cpu
+    recipe = get_model(model or ("pythia-14m" if small else "pythia-160m"))
     points = list(grid(hardware, recipe, MethodSpace(methods), batch_tolerance=batch_tolerance))
     configs = {
         method: TrainingConfig(
@@ -71,9 +75,10 @@ def main(
         case "print-results":
             _print_results(hardware, recipe.name)
         case _ if not configs:
-            raise InvalidConfigError(*dict.fromkeys(r for _, reasons in points for r in reasons))
+            # What bars every method; there is something, for naive breaks no rule of its own.
+            raise InvalidConfigError(*(r for r in points[0][1] if all(r in p[1] for p in points)))
         case "print-incomplete":
-            from experiments.sweep import incomplete
+            from experiments.workspace import incomplete
 
             missing = incomplete(list(configs.values()), workspace_dir())
             print(f"{len(missing)} of {len(configs)} settings have no result")
@@ -89,15 +94,15 @@ def _run(
     timing_seconds: float | None,
 ) -> int:
     hardware, recipe = configs[0].hardware, configs[0].recipe
-    check_hardware(hardware, os.environ)
     possible = {plan.micro_batch_size for plan in configs[0].plans()}
     if unknown := sorted(set(micro_batch_sizes) - possible):
         raise InvalidConfigError(
             f"--micro-batch-sizes {unknown[0]} does not divide the global batch of "
-            f"{recipe.global_batch_size} over {hardware.world_size} GPUs: --cmd dry-run shows plans"
+            f"{recipe.global_batch_size} over {hardware.world_size} "
+            f"GPU{'s' * (hardware.world_size > 1)}: --cmd dry-run shows plans"
         )
 
-    from academic_pretraining.benchmarking.search import QUICK, Effort
+    from academic_pretraining.benchmarking.effort import QUICK, Effort
     from experiments.report import Progress
     from experiments.sweep import sweep
 
@@ -107,7 +112,13 @@ def _run(
         micro_batch_sizes=micro_batch_sizes or effort.micro_batch_sizes,
         timing_seconds=timing_seconds or effort.timing_seconds,
     )
-    end = sweep(configs, workspace_dir(), effort, Progress())
+    end = sweep(
+        configs,
+        workspace_dir(),
+        effort,
+        Progress(),
+        check=lambda: check_hardware(hardware, os.environ),
+    )
     recalled = len(end.records) - end.measured
     print(f"{end.measured} settings measured, {recalled} recalled", file=sys.stderr)
     _print_results(hardware, recipe.name)

@@ -79,11 +79,10 @@ def main(
     )
     plan = config.plan(micro_batch_size, gradient_accumulation_steps)
 
-    from experiments.export import export, prediction
+    from experiments.export import export
     from experiments.workspace import read_records
 
-    predicted = prediction(read_records(workspace_dir())[0], config, plan)
-    export(output, config, plan, predicted)
+    predicted = export(output, config, plan, read_records(workspace_dir())[0])
     print(
         f"{output}: {config.label}, micro-batch {plan.micro_batch_size} x accumulation "
         f"{plan.gradient_accumulation_steps}"

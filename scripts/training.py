@@ -11,14 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from _cli import ModelName, run
+import tyro
 
-from academic_pretraining.errors import InvalidConfigError, InvalidFileError
-from academic_pretraining.models import get_model
+from academic_pretraining.errors import (
+    AcademicPretrainingError,
+    InvalidConfigError,
+    InvalidFileError,
+)
+from academic_pretraining.gpus import Hardware, check_hardware
+from academic_pretraining.models import MODELS, get_model
 from experiments.export import read_json, read_setting
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
+
+    ModelName = str
+else:
+    ModelName = Literal[tuple(MODELS)]
 
 
 def make_dataset(model_type: str) -> "Dataset":
@@ -81,6 +90,23 @@ def main(
         raise InvalidConfigError(
             f"--stop-after-steps is {stop_after_steps}, but must be at least 1"
         )
+    if launcher.workers_per_host in (0, "0") or str(launcher.workers_per_host).startswith("-"):
+        raise InvalidConfigError(
+            f"--launcher.workers-per-host is {launcher.workers_per_host}, but must be at least 1"
+        )
+    if resume and not any(output_dir.glob("checkpoint-*")):
+        raise InvalidConfigError(
+            f"--resume was given, but {output_dir} holds no checkpoint: leave it out to begin"
+        )
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidFileError(
+            f"{output_dir} cannot be a folder for checkpoints ({error}): name another"
+        ) from error
+    here = launcher.hostnames == "auto" and "SLURM_JOB_ID" not in os.environ
+    if here and (hardware := setting.get("hardware")):
+        check_hardware(Hardware(**hardware | {"num_nodes": 1}), os.environ)
     fields["output_dir"] = str(output_dir.resolve())
     os.environ.setdefault("TORCHRUNX_LOG_DIR", str(output_dir.resolve() / "logs"))
 
@@ -160,7 +186,21 @@ def _check_fields(fields: dict, path: Path) -> None:
             f"{path} holds {unknown[0]!r}, which is no field of TrainingArguments: write the file "
             "with scripts/to_training_arguments.py"
         )
+    for field in dataclasses.fields(TrainingArguments):
+        value = fields.get(field.name, 0)
+        if type(field.default) in (int, float) and type(value) not in (int, float):
+            raise InvalidFileError(
+                f"{path} says {field.name} is {value!r}, but it must be a number: write the file "
+                "with scripts/to_training_arguments.py"
+            )
 
 
 if __name__ == "__main__":
-    run(main)
+    try:
+        tyro.cli(main)
+    except AcademicPretrainingError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped: --resume goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

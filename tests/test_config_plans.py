@@ -54,23 +54,37 @@ def test_plans_of_a_dividing_number_of_gpus(gpus, each):
     [
         (3, 0.001, {1: 341, 11: 31, 31: 11, 341: 1}),
         (7, 0.002, {1: 146, 2: 73, 73: 2, 146: 1}),
-        (4, 0.004, powers(256) | {3: 85, 5: 51, 15: 17, 17: 15, 51: 5, 85: 3, 255: 1, 257: 1}),
+        (5, 0.001, {1: 205, 5: 41, 41: 5, 205: 1}),
+        (6, 0.002, {1: 171, 3: 57, 9: 19, 19: 9, 57: 3, 171: 1}),
     ],
 )
 def test_plans_within_a_tolerance(gpus, tolerance, expected):
     assert divisions(config_of(gpus, tolerance=tolerance)) == expected
 
 
+@pytest.mark.parametrize("tolerance", [0.001, 0.004, 0.2, 0.999])
+@pytest.mark.parametrize(("gpus", "each"), [(1, 1024), (4, 256)])
+def test_where_the_batch_divides_a_tolerance_changes_no_plan(gpus, each, tolerance):
+    config = config_of(gpus, tolerance=tolerance)
+    assert divisions(config) == powers(each)
+    assert config.global_batch_size == 1024
+
+
 @pytest.mark.parametrize(
-    ("gpus", "tolerance", "expected"),
+    ("gpus", "tolerance", "batch"),
     [
-        (5, 0.001, {1: 205, 5: 41, 41: 5, 205: 1}),
-        (6, 0.002, {1: 171, 3: 57, 9: 19, 19: 9, 57: 3}),
+        (1, 0.0, 1024),
+        (3, 0.001, 1023),
+        (3, 0.5, 1023),
+        (5, 0.001, 1025),
+        (7, 0.002, 1022),
+        (6, 0.002, 1026),
     ],
 )
-def test_plans_whose_nearest_batch_is_larger(gpus, tolerance, expected):
-    found = divisions(config_of(gpus, tolerance=tolerance))
-    assert {size: found.get(size) for size in expected} == expected
+def test_the_batch_is_the_nearest_that_the_gpus_can_share(gpus, tolerance, batch):
+    config = config_of(gpus, tolerance=tolerance)
+    assert config.global_batch_size == batch
+    assert {plan.global_batch_size for plan in config.plans()} == {batch}
 
 
 def test_plans_of_the_smallest_share():
@@ -109,11 +123,13 @@ def test_every_plan_keeps_to_the_batch(batch, gpus, num_nodes, tolerance):
         assert plan.global_batch_size == world * size * steps
         departure = abs(plan.global_batch_size - batch)
         assert departure <= tolerance * batch
-        assert all(departure <= abs(world * size * n - batch) for n in (steps - 1, steps + 1))
+        assert plan.global_batch_size == config.global_batch_size
+        assert all(departure <= abs(world * n - batch) for n in range(1, batch // world + 2))
         assert config.plan(size, steps) == config.plan_at(size) == plan
+    each = config.global_batch_size // world
+    assert sizes == [size for size in range(1, each + 1) if each % size == 0]
     if tolerance == 0:
-        each = batch // world
-        assert sizes == [size for size in range(1, each + 1) if each % size == 0]
+        assert config.global_batch_size == batch
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -55,7 +55,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "deepspeed": ("academic_pretraining.benchmarking",),
     "numpy": ("academic_pretraining.benchmarking",),
     "psutil": ("academic_pretraining.benchmarking",),
-    "torchrunx": ("academic_pretraining.benchmarking.launch", "scripts.training"),
+    "torchrunx": ("academic_pretraining.benchmarking.session", "scripts.training"),
     "polars": _FROM_RESULTS_ON,
     "altair": ("academic_pretraining.plotting", "scripts"),
     "great_tables": ("academic_pretraining.plotting", "scripts"),
@@ -280,7 +280,7 @@ def test_no_package_has_its_place_in_the_first_layers(layer: str) -> None:
         (
             "academic_pretraining.benchmarking.probe",
             "from torchrunx import Launcher",
-            "torchrunx belongs in academic_pretraining.benchmarking.launch, scripts.training",
+            "torchrunx belongs in academic_pretraining.benchmarking.session, scripts.training",
         ),
         ("experiments.steps", "import submitit", "submitit belongs in experiments.slurm"),
         ("scripts.benchmark", "from tango import Step", "tango belongs in experiments"),
@@ -303,7 +303,7 @@ def test_a_module_without_a_layer_is_found() -> None:
     [
         ("academic_pretraining.config", "import json\nfrom academic_pretraining.gpus import GPUS"),
         ("academic_pretraining.models.vit", "from academic_pretraining.methods import Method"),
-        ("academic_pretraining.benchmarking.launch", "import torch, torchrunx"),
+        ("academic_pretraining.benchmarking.session", "import torch, torchrunx"),
         ("experiments.slurm", "import submitit, tango"),
         ("scripts.plotting.winners", "import marimo, polars"),
     ],

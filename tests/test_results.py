@@ -18,6 +18,7 @@ from academic_pretraining.results import (
     config_of,
     fastest,
     frame,
+    is_current,
     select,
     to_record,
 )
@@ -38,6 +39,7 @@ TIMING = Timing(
     skipped_steps=0,
     peak_bytes=3 * 2**30,
     reserved_bytes=4 * 2**30,
+    compiled=False,
     compiled_graphs=1,
     mfu=0.4,
 )
@@ -123,6 +125,7 @@ def test_a_row_in_full():
         "wall_seconds": 90.0,
         "torch": "2.13.0",
         "measured_at": 1.5e9,
+        "current_recipe": True,
         "training_days": pytest.approx(2.5 * 143_000 / 86_400),
         "units_per_second": pytest.approx(1024 * 2049 / 2.5),
     }
@@ -160,8 +163,10 @@ def test_without_both_figures_nothing_is_said_to_be_missing(side):
     assert frame([record_of(measurement=unknown)])["missing_gib"].to_list() == [None]
 
 
-def test_a_failure_of_nothing_requested_is_not_null():
-    exact = dataclasses.replace(OUT_OF_MEMORY, out_of_memory_free_bytes=2**31)
+@pytest.mark.parametrize("free", [2**31, 2**32])
+def test_a_failure_of_nothing_requested_is_not_null(free):
+    # Fragmented memory may be free and of no use.
+    exact = dataclasses.replace(OUT_OF_MEMORY, out_of_memory_free_bytes=free)
     assert frame([record_of(measurement=exact)])["missing_gib"].to_list() == [0.0]
 
 
@@ -246,3 +251,49 @@ def test_without_a_time_the_user_is_told_what_to_run(records):
         "no result yet for pythia-160m on 1 x 2 h200: run scripts/benchmark.py with the same flags "
         "first"
     )
+
+
+def of_another_recipe(record: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Write a record as a toolkit with another recipe would have."""
+    record["config"]["recipe"] |= changes
+    return record
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rate": 1.0},
+        {"max_steps": 1},
+        {"global_batch_size": 512},
+        {"architecture": {}},
+        {"name": "pythia-15m"},
+        {"kernel_packages": ["flash-attn"]},
+        {"new_field": None},
+    ],
+    ids=str,
+)
+def test_another_recipe_is_not_the_current_one(changes):
+    row = frame([of_another_recipe(record_of(), **changes)]).row(0, named=True)
+    assert row["current_recipe"] is False
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_model_is_current_and_prose_changes_nothing(model):
+    record = record_of(model=model)
+    reworded = of_another_recipe(
+        record_of(model=model), source="s", note="n", parameter_count=1, parameter_count_source="p"
+    )
+    for one in (record, reworded):
+        assert is_current(one["config"]["recipe"])
+        assert frame([one])["current_recipe"].to_list() == [True]
+
+
+@pytest.mark.parametrize("later", ["older recipe", "current recipe"])
+def test_an_older_recipe_neither_replaces_nor_wins(later):
+    at = 2.0 if later == "older recipe" else 0.5
+    old = of_another_recipe(record_of(seconds=0.1, at=at), learning_rate=1.0)
+    rows = frame([old, record_of(seconds=3.0, at=1.0)])
+    assert dict(rows.select("current_recipe", "step_seconds").rows()) == {True: 3.0, False: 0.1}
+    assert fastest(rows, TWO, "pythia-160m")["step_seconds"].to_list() == [3.0]
+    with pytest.raises(NoResultsError):
+        fastest(frame([old]), TWO, "pythia-160m")

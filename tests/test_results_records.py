@@ -35,6 +35,7 @@ TIMING = Timing(
     skipped_steps=0,
     peak_bytes=3 * 2**30,
     reserved_bytes=4 * 2**30,
+    compiled=False,
     compiled_graphs=1,
     mfu=None,
 )

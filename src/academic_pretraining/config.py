@@ -89,6 +89,11 @@ class TrainingConfig:
         return self.recipe.attention_kernel if self.method.free_lunch else "eager"
 
     @property
+    def global_batch_size(self) -> int:
+        """Examples in one optimizer step: the recipe's, or the nearest that the GPUs can share."""
+        return _nearest_batch(self.recipe.global_batch_size, self.hardware.world_size)
+
+    @property
     def label(self) -> str:
         """One line for people, such as `pythia-160m on 2 x h200: free-lunch + ZeRO-2`."""
         hardware = self.hardware
@@ -111,8 +116,9 @@ class TrainingConfig:
             gradient_accumulation_steps=gradient_accumulation_steps,
         )
         wanted = self.recipe.global_batch_size
-        if not _within(plan, wanted, self.batch_tolerance):
-            possible = sorted({p.micro_batch_size for p in self.plans()})
+        departure = abs(plan.global_batch_size - wanted)
+        if departure > self.batch_tolerance * wanted + _MARGIN:
+            possible = [p.micro_batch_size for p in self.plans()]
             raise InvalidConfigError(
                 f"{plan.world_size} GPU{'s' * (plan.world_size > 1)} x micro-batch "
                 f"{micro_batch_size} x {gradient_accumulation_steps} accumulation steps is a "
@@ -124,14 +130,8 @@ class TrainingConfig:
         return plan
 
     def plans(self) -> tuple[BatchPlan, ...]:
-        """List the possible plans, one for each micro-batch size, in ascending order of it.
-
-        Where several accumulations are within the tolerance, the one nearest to the recipe's
-        global batch is taken.
-        """
-        return tuple(
-            _plans(self.recipe.global_batch_size, self.hardware.world_size, self.batch_tolerance)
-        )
+        """List the plans of `global_batch_size`, in ascending order of the micro-batch size."""
+        return tuple(_plans(self.global_batch_size, self.hardware.world_size))
 
     def plan_at(self, micro_batch_size: int) -> BatchPlan:
         """Return the plan of one micro-batch size.
@@ -142,7 +142,7 @@ class TrainingConfig:
         if micro_batch_size < 1:
             return self.plan(micro_batch_size, 1)
         nearest = max(
-            1, round(self.recipe.global_batch_size / (self.hardware.world_size * micro_batch_size))
+            1, round(self.global_batch_size / (self.hardware.world_size * micro_batch_size))
         )
         return self.plan(micro_batch_size, nearest)
 
@@ -173,16 +173,22 @@ def why_invalid(
         reasons.append(
             f"{recipe.name} trains in bf16, which {gpu.name} lacks: use an Ampere GPU or newer"
         )
-    if not 0 <= batch_tolerance < 1:
-        reasons.append(
-            f"batch tolerance is {batch_tolerance}, but must be at least 0 and below 1: "
-            "0.01 allows 1%"
-        )
+    if wrong := why_tolerance_invalid(batch_tolerance):
+        reasons += wrong
     else:
         reasons += _why_batch_invalid(
             recipe.global_batch_size, hardware.world_size, batch_tolerance
         )
     return tuple(reasons)
+
+
+def why_tolerance_invalid(batch_tolerance: float) -> tuple[str, ...]:
+    """Say what is wrong with a tolerance; empty for a valid one."""
+    if 0 <= batch_tolerance < 1:
+        return ()
+    return (
+        f"batch tolerance is {batch_tolerance}, but must be at least 0 and below 1: 0.01 allows 1%",
+    )
 
 
 def grid(
@@ -195,16 +201,21 @@ def grid(
 
 def config_to_dict(config: TrainingConfig) -> dict[str, Any]:
     """Write a configuration, recipe included, as JSON types."""
-    recipe = {f.name: getattr(config.recipe, f.name) for f in fields(ModelRecipe)}
-    recipe |= {
-        name: copy.deepcopy(dict(recipe[name])) for name in ("architecture", "lr_scheduler_kwargs")
-    }
     return {
         "hardware": asdict(config.hardware),
-        "recipe": recipe,
+        "recipe": recipe_to_dict(config.recipe),
         "method": asdict(config.method),
         "batch_tolerance": config.batch_tolerance,
     }
+
+
+def recipe_to_dict(recipe: ModelRecipe) -> dict[str, Any]:
+    """Write a recipe as JSON types."""
+    data = {f.name: getattr(recipe, f.name) for f in fields(ModelRecipe)}
+    data |= {
+        name: copy.deepcopy(dict(data[name])) for name in ("architecture", "lr_scheduler_kwargs")
+    }
+    return data | {"kernel_packages": list(recipe.kernel_packages)}
 
 
 def config_from_dict(data: dict[str, Any]) -> TrainingConfig:
@@ -218,6 +229,7 @@ def config_from_dict(data: dict[str, Any]) -> TrainingConfig:
                 **recipe,
                 "task": Task(recipe["task"]),
                 "precision": Precision(recipe["precision"]),
+                "kernel_packages": tuple(recipe["kernel_packages"]),
             }
         ),
         method=Method(**{**method, "sharding": Sharding(method["sharding"])}),
@@ -225,40 +237,41 @@ def config_from_dict(data: dict[str, Any]) -> TrainingConfig:
     )
 
 
-def _plans(global_batch_size: int, world_size: int, tolerance: float) -> Iterator[BatchPlan]:
-    largest = int(global_batch_size * (1 + tolerance)) // world_size
-    for micro_batch_size in range(1, largest + 1):
-        at_once = world_size * micro_batch_size
-        plan = BatchPlan(
-            world_size=world_size,
-            micro_batch_size=micro_batch_size,
-            gradient_accumulation_steps=max(1, round(global_batch_size / at_once)),
-        )
-        if _within(plan, global_batch_size, tolerance):
-            yield plan
+def _nearest_batch(global_batch_size: int, world_size: int) -> int:
+    return max(1, round(global_batch_size / world_size)) * world_size
+
+
+def _plans(global_batch_size: int, world_size: int) -> Iterator[BatchPlan]:
+    each = global_batch_size // world_size
+    for micro_batch_size in range(1, each + 1):
+        if each % micro_batch_size == 0:
+            yield BatchPlan(
+                world_size=world_size,
+                micro_batch_size=micro_batch_size,
+                gradient_accumulation_steps=each // micro_batch_size,
+            )
 
 
 def _why_batch_invalid(global_batch_size: int, world_size: int, tolerance: float) -> list[str]:
-    if next(_plans(global_batch_size, world_size, tolerance), None):
+    nearest = _nearest_batch(global_batch_size, world_size)
+    departure = abs(nearest - global_batch_size)
+    if departure <= tolerance * global_batch_size + _MARGIN:
         return []
     if world_size > global_batch_size:
         return [
             f"{world_size} GPUs share a global batch of {global_batch_size}, less than one example "
             f"each: use at most {global_batch_size} GPUs"
         ]
-    nearest = round(global_batch_size / world_size) * world_size
-    departure = abs(nearest - global_batch_size) / global_batch_size
     return [
         f"a global batch of {global_batch_size} does not divide over {world_size} GPUs: the "
         f"nearest that does is {nearest}; allow it with --batch-tolerance "
-        f"{_rounded_up(departure)}, or use a number of GPUs that divides {global_batch_size}"
+        f"{_rounded_up(departure / global_batch_size)}, or use a number of GPUs that divides "
+        f"{global_batch_size}"
     ]
 
 
-def _within(plan: BatchPlan, global_batch_size: int, tolerance: float) -> bool:
-    # The margin is for tolerances such as 0.29, which binary fractions miss by a hair.
-    departure = abs(plan.global_batch_size - global_batch_size)
-    return departure <= tolerance * global_batch_size + 1e-9
+# For tolerances such as 0.29, which binary fractions miss by a hair.
+_MARGIN = 1e-9
 
 
 def _rounded_up(fraction: float) -> float:

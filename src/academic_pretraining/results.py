@@ -1,5 +1,7 @@
 """Measurements as data: records, one polars frame over them, and the fastest row."""
 
+import functools
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -7,10 +9,17 @@ from typing import Any
 import polars as pl
 
 from academic_pretraining.analytic import SECONDS_PER_DAY
-from academic_pretraining.config import TrainingConfig, config_from_dict, config_to_dict
+from academic_pretraining.config import (
+    TrainingConfig,
+    config_from_dict,
+    config_to_dict,
+    recipe_to_dict,
+)
 from academic_pretraining.errors import NoResultsError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, Sharding
+from academic_pretraining.models import MODELS
+from academic_pretraining.models.recipe import PROSE_FIELDS
 
 RECORD_VERSION = 1
 
@@ -29,7 +38,8 @@ class Timing:
         skipped_steps: of them, with an fp16 overflow.
         peak_bytes: predicted peak of allocated device memory at that plan.
         reserved_bytes: likewise, of what the allocator holds.
-        compiled_graphs: graphs that `torch.compile` made.
+        compiled: whether `torch.compile` was asked for.
+        compiled_graphs: graphs that it made.
         mfu: model FLOPs utilisation; `None` without a datasheet.
     """
 
@@ -45,6 +55,7 @@ class Timing:
     skipped_steps: int
     peak_bytes: int
     reserved_bytes: int
+    compiled: bool
     compiled_graphs: int
     mfu: float | None
 
@@ -115,6 +126,7 @@ SCHEMA = pl.Schema(
         "wall_seconds": pl.Float64,
         "torch": pl.String,
         "measured_at": pl.Float64,
+        "current_recipe": pl.Boolean,
     }
 )
 
@@ -176,17 +188,21 @@ def check_record(record: dict[str, Any]) -> None:
         ValueError: it lacks something, or something is of another type.
     """
     try:
-        pl.DataFrame([_row(record)], schema=SCHEMA)
+        pl.DataFrame([_row(record)], schema=SCHEMA, strict=True)
     except (KeyError, TypeError, AttributeError, pl.exceptions.PolarsError) as error:
         raise ValueError(f"broken record: {type(error).__name__} {error}") from error
 
 
 def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
-    """Gather records in one frame, the newest of each setting, with training_days."""
+    """Gather records in one frame, the newest of each setting, with training_days.
+
+    `current_recipe` says whether the recipe is that of this version of the toolkit; a result of an
+    older one never stands in for it, nor wins.
+    """
     rows = pl.DataFrame([_row(record) for record in records], schema=SCHEMA)
     return (
         rows.sort("measured_at")
-        .unique(_SETTING, keep="last", maintain_order=True)
+        .unique([*_SETTING, "current_recipe"], keep="last", maintain_order=True)
         .with_columns(training_days, units_per_second)
     )
 
@@ -207,13 +223,28 @@ def fastest(results: pl.DataFrame, hardware: Hardware, model: str) -> pl.DataFra
     Raises:
         NoResultsError: nothing was measured for this hardware and model.
     """
-    rows = select(results, hardware, model).filter(outcome="measured").sort("training_days")
+    rows = select(results, hardware, model).filter(outcome="measured", current_recipe=True)
+    rows = rows.sort("training_days")
     if rows.is_empty():
         raise NoResultsError(
             f"no result yet for {model} on {hardware.num_nodes} x {hardware.gpus_per_node} "
             f"{hardware.gpu_type}: run scripts/benchmark.py with the same flags first"
         )
     return rows.head(1)
+
+
+def is_current(recipe: dict[str, Any]) -> bool:
+    """Whether a record's recipe, prose apart, is the one in `MODELS`."""
+    return recipe["name"] in MODELS and _identity(recipe) == _current(recipe["name"])
+
+
+@functools.cache
+def _current(model: str) -> str:
+    return _identity(recipe_to_dict(MODELS[model]))
+
+
+def _identity(recipe: dict[str, Any]) -> str:
+    return json.dumps({k: v for k, v in recipe.items() if k not in PROSE_FIELDS}, sort_keys=True)
 
 
 def method_of(row: dict[str, Any]) -> Method:
@@ -234,7 +265,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         measured["out_of_memory_requested_bytes"],
         measured["out_of_memory_free_bytes"],
     )
-    missing = requested - free if requested is not None and free is not None else None
+    missing = max(0, requested - free) if requested is not None and free is not None else None
     peak = best.get("peak_bytes")
     return {
         **hardware,
@@ -258,4 +289,5 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         "wall_seconds": measured["seconds"]["all"],
         "torch": record["versions"].get("torch"),
         "measured_at": record["measured_at"],
+        "current_recipe": is_current(recipe),
     }

@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
+from academic_pretraining.benchmarking.effort import QUICK, Effort
 from academic_pretraining.benchmarking.launch import SessionEnd, run_session
-from academic_pretraining.benchmarking.search import QUICK, Effort
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method

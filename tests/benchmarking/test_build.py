@@ -15,7 +15,6 @@ from academic_pretraining.benchmarking import build
 from academic_pretraining.benchmarking.build import (
     build_model,
     custom_kernels,
-    example_bytes,
     synthetic_dataset,
 )
 from academic_pretraining.models import MODELS
@@ -179,7 +178,7 @@ def test_examples_have_the_recipes_shape(recipe):
 @every_recipe
 def test_example_bytes_are_those_of_the_collated_example(recipe):
     batch = default_data_collator([synthetic_dataset(recipe, 1)[0]])
-    assert example_bytes(recipe) == sum(tensor.nbytes for tensor in batch.values())
+    assert recipe.example_bytes == sum(tensor.nbytes for tensor in batch.values())
 
 
 def test_no_token_is_padding():

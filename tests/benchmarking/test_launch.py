@@ -11,8 +11,8 @@ import time
 import psutil
 import pytest
 
+from academic_pretraining.benchmarking.effort import QUICK, Effort
 from academic_pretraining.benchmarking.probes import Outcome
-from academic_pretraining.benchmarking.search import QUICK, Effort
 from academic_pretraining.config import config_to_dict
 from academic_pretraining.errors import HardwareMismatchError
 
@@ -95,7 +95,7 @@ PARENT = """
 import json, sys
 from pathlib import Path
 from academic_pretraining.benchmarking.launch import run_session
-from academic_pretraining.benchmarking.search import QUICK
+from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.config import config_from_dict
 directory = Path(sys.argv[1])
 run_session(config_from_dict(json.loads(sys.argv[2])), QUICK, [], directory=directory)

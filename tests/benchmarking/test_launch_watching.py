@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from academic_pretraining.benchmarking import launch
+from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.benchmarking.launch import SessionEnd, run_session
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
-from academic_pretraining.benchmarking.search import QUICK
 from academic_pretraining.config import config_to_dict
 
 PROLOGUE = """\
 #!{python}
 import json, os, signal, sys, time
 from pathlib import Path
-folder = Path(sys.argv[-1])
+folder = Path(sys.argv[-2])
 
 def tell(**event):
     with (folder / "events.jsonl").open("a") as stream:
@@ -183,6 +183,29 @@ def test_silence_beyond_the_deadline_is_a_hang_and_ends_the_child(
     group = int((tmp_path / "group").read_text())
     assert group != os.getpgid(0)
     assert living_in_group(group) == []
+
+
+@pytest.mark.parametrize(
+    ("compiled", "warm", "outcome"),
+    [
+        (True, False, Outcome.COMPILE_FAILED),
+        (True, True, Outcome.HUNG),
+        (False, False, Outcome.HUNG),
+    ],
+)
+def test_silence_is_laid_to_the_compilation_only_until_the_first_step(
+    play, compiled, warm, outcome
+):
+    end = play(
+        f"""
+        tell(kind="start", probe=PROBE)
+        if {warm}:
+            tell(kind="warm")
+        time.sleep(600)
+        """,
+        a_probe(deadline_seconds=1.0, compile=compiled),
+    )
+    assert [result.outcome for result in end.results] == [outcome]
 
 
 def test_each_probe_has_its_own_deadline(play):

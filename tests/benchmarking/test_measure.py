@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from academic_pretraining.benchmarking import measure as measure_module
-from academic_pretraining.benchmarking.build import example_bytes
+from academic_pretraining.benchmarking.effort import QUICK, Effort
 from academic_pretraining.benchmarking.launch import SessionEnd
 from academic_pretraining.benchmarking.measure import measure
 from academic_pretraining.benchmarking.probes import (
@@ -14,7 +14,6 @@ from academic_pretraining.benchmarking.probes import (
     Purpose,
     StepSample,
 )
-from academic_pretraining.benchmarking.search import QUICK, Effort
 from academic_pretraining.errors import MeasurementError
 
 ENVIRONMENT = {
@@ -47,6 +46,7 @@ def a_result(size: int = 4, outcome=Outcome.OK, purpose=Purpose.TIMING, **change
         skipped=False,
     )
     samples = (sample, sample) if outcome is Outcome.OK else ()
+    changes = {"device_bytes": 2**40, **changes}
     return ProbeResult(probe=asked, outcome=outcome, samples=samples, **changes)
 
 
@@ -148,14 +148,29 @@ def test_a_fault_that_would_come_again_is_raised_at_once(play, given):
     assert (directory / "rank0.log").exists()
 
 
-def test_a_compilation_that_hangs_has_failed(play, given):
-    hung = a_result(4, Outcome.HUNG, compile=True, cause="no answer within 60 s")
-    # Three times would be two faults too many, were they taken for crashes.
-    found = play([hung], [a_result(4)])
+def test_a_compilation_that_fails_is_left_out_and_said(play, given):
+    failed = a_result(4, Outcome.COMPILE_FAILED, compile=True, cause="no end within 60 s")
+    found = play([failed], [a_result(4)])
     (_, _), (history, _) = given
     assert [r.outcome for r in history] == [Outcome.COMPILE_FAILED]
-    assert found.compile == "failed"
-    assert found.compile_error == "compilation exceeded its time: no answer within 60 s"
+    assert (found.compile, found.best.compiled) == ("failed", False)
+    assert found.compile_error == "no end within 60 s"
+
+
+def test_a_smaller_size_that_does_not_compile_leaves_the_larger_one_compiled(play):
+    failed = a_result(2, Outcome.COMPILE_FAILED, compile=True, cause="no end within 60 s")
+    timed = a_result(4, compile=True, graphs=3)
+    found = play([timed, failed, a_result(2, step=9.0)])
+    assert (found.compile, found.best.compiled) == ("on", True)
+    assert [t.compiled for t in found.timings] == [True, False]
+
+
+def test_a_timing_whose_real_step_would_not_fit_does_not_win(play, tiny_config):
+    waiting = 6 * 4 * tiny_config().recipe.example_bytes
+    fits = a_result(4, peak_bytes=1000, device_bytes=1000 + waiting)
+    assert play([fits]).outcome == "measured"
+    tight = a_result(4, peak_bytes=1000, device_bytes=999 + waiting)
+    assert play([tight]).outcome == "out of memory"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +186,7 @@ def test_compilation_is_named_as_it_was(play, compiled, graphs, state):
 def test_micro_batches_that_wait_on_the_gpu_count_in_the_peak(play, tiny_config):
     found = play([a_result(4, high=3, peak_bytes=1000, reserved_bytes=2000)])
     # Of the eight of a real step, five were not there.
-    waiting = 5 * 4 * example_bytes(tiny_config().recipe)
+    waiting = 5 * 4 * tiny_config().recipe.example_bytes
     assert waiting > 0
     assert found.best.peak_bytes == 1000 + waiting
     assert found.best.reserved_bytes == 2000 + waiting

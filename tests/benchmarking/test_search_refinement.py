@@ -7,6 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from academic_pretraining.benchmarking.effort import Effort
+from academic_pretraining.benchmarking.prediction import (
+    best_timing,
+    predicted_step_seconds,
+    timings,
+)
 from academic_pretraining.benchmarking.probes import (
     Outcome,
     Probe,
@@ -14,13 +20,7 @@ from academic_pretraining.benchmarking.probes import (
     Purpose,
     StepSample,
 )
-from academic_pretraining.benchmarking.search import (
-    Effort,
-    best_timing,
-    next_probe,
-    predicted_step_seconds,
-    timings,
-)
+from academic_pretraining.benchmarking.search import next_probe
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method
@@ -91,7 +91,10 @@ def test_noisy_steps_lead_to_longer_ones_up_to_the_real_one():
     assert lengths(history) == [(2, 4), (4, 16), (16, 64)]
     first, *rest = (r.probe for r in history)
     for probe in rest:
-        assert dataclasses.replace(probe, low=first.low, high=first.high) == first
+        # The deadline grows with the steps.
+        assert probe.deadline_seconds > first.deadline_seconds
+        shape = {"low": first.low, "high": first.high, "deadline_seconds": first.deadline_seconds}
+        assert dataclasses.replace(probe, **shape) == first
 
 
 def test_quiet_steps_lead_to_none():
@@ -170,7 +173,9 @@ def test_a_refinement_that_fails_ends_the_search(outcome, after, free_lunch):
     assert probe is not None
     history.append(ProbeResult(probe=probe, outcome=outcome))
     assert next_probe(config, AT_8, history) is None
-    assert best_timing(config, history) == good
+    # What does not fit with longer accumulation would not train.
+    lost = outcome is Outcome.OUT_OF_MEMORY
+    assert best_timing(config, history) == (None if lost else good)
 
 
 def test_runs_of_one_size_are_taken_together():
@@ -193,11 +198,15 @@ def test_runs_of_one_size_are_taken_together():
     )
     other = answer(dataclasses.replace(probe, micro_batch_size=4), NOISY)
     memory = answer(dataclasses.replace(probe, purpose=Purpose.MEMORY), NOISY)
-    lost = dataclasses.replace(second, outcome=Outcome.OUT_OF_MEMORY)
-    assert timings([memory, first, other, second, lost]) == [
+    eager = answer(dataclasses.replace(probe, compile=False), NOISY)
+    config = config_on()
+    assert timings(config, [memory, first, other, second, eager]) == [
         dataclasses.replace(
             second, samples=first.samples + second.samples, peak_bytes=9, reserved_bytes=8, graphs=3
         ),
         other,
+        eager,
     ]
-    assert timings([memory, lost]) == []
+    lost = dataclasses.replace(second, outcome=Outcome.OUT_OF_MEMORY)
+    assert timings(config, [memory, first, other, lost, eager]) == [other, eager]
+    assert timings(config, [memory, lost]) == []

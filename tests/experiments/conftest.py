@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.probes import Probe
-from academic_pretraining.benchmarking.search import Effort
 from academic_pretraining.config import TrainingConfig, grid
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import MethodSpace
@@ -26,6 +26,7 @@ TIMING = Timing(
     skipped_steps=0,
     peak_bytes=3 * 2**30,
     reserved_bytes=4 * 2**30,
+    compiled=False,
     compiled_graphs=1,
     mfu=0.4,
 )
@@ -89,7 +90,8 @@ class Measurer:
 class Silent:
     """Is told how a sweep goes on and keeps it to itself."""
 
-    def starts(self, index: int, total: int, config: TrainingConfig) -> None: ...
+    def starts(self, index: int, total: int, left: int, config: TrainingConfig) -> None: ...
+    def recalls(self, config: TrainingConfig, record: dict[str, Any]) -> None: ...
     def probes(self, probe: Probe) -> None: ...
     def ends(self, config: TrainingConfig, record: dict[str, Any] | None, note: str) -> None: ...
 

@@ -31,6 +31,7 @@ TIMING = Timing(
     skipped_steps=0,
     peak_bytes=3 * 2**30,
     reserved_bytes=4 * 2**30,
+    compiled=False,
     compiled_graphs=1,
     mfu=0.4,
 )
@@ -189,7 +190,7 @@ def test_progress_tells_the_time_left_and_the_best_so_far(clock, configs, capsys
         (record_of(step=2.5), ""),
     ]
     for index, (config, (record, note)) in enumerate(zip(configs, ends, strict=True), start=1):
-        progress.starts(index, len(configs), config)
+        progress.starts(index, len(configs), len(configs) - index + 1, config)
         clock[0] += 5
         if index == 2:
             progress.probes(probe)
@@ -214,8 +215,42 @@ def test_progress_tells_the_time_left_and_the_best_so_far(clock, configs, capsys
 def test_a_slower_setting_does_not_become_the_best(clock, configs, capsys):
     progress = Progress()
     for index, step in enumerate((3.0, 9.0), start=1):
-        progress.starts(index, 3, configs[index - 1])
+        progress.starts(index, 3, 4 - index, configs[index - 1])
         progress.ends(configs[index - 1], record_of(step=step), "")
-    progress.starts(3, 3, configs[2])
+    progress.starts(3, 3, 1, configs[2])
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.endswith(f"best so far 3 s a step ({configs[0].method.label})")
+
+
+def test_what_was_recalled_competes_and_takes_no_time(clock, configs, capsys):
+    progress = Progress()
+    nothing = {"measurement": {"best": None}}
+    progress.recalls(configs[0], nothing)
+    progress.starts(2, 9, 3, configs[1])
+    clock[0] += 10
+    progress.ends(configs[1], record_of(step=3.0), "")
+    for record in (record_of(step=2.0), record_of(step=4.0), nothing):
+        progress.recalls(configs[2], record)
+    # Of the seven to come, two are to be measured.
+    progress.starts(3, 9, 2, configs[3])
+    said = capsys.readouterr()
+    assert said.out == ""
+    names = [config.method.label for config in configs]
+    assert said.err.splitlines() == [
+        f"[2/9] {names[1]}",
+        "        10 s  3 s a step at 16 x 32",
+        f"[3/9] {names[3]}, about 20 s left, best so far 2 s a step ({names[2]})",
+    ]
+
+
+def test_a_result_of_an_older_recipe_says_so():
+    old = record_of(step=1.0)
+    old["config"]["recipe"]["learning_rate"] = 1.0
+    reworded = record_of(Method())
+    reworded["config"]["recipe"]["note"] = "worded otherwise"
+    rows = cells(old, record_of(step=2.0), reworded)
+    assert [(row[0], row[2], row[4]) for row in rows] == [
+        ("pythia-160m (an older recipe)", "free-lunch + ZeRO-2", "1 s ± 2.0%"),
+        ("pythia-160m", "free-lunch + ZeRO-2", "2 s ± 2.0%"),
+        ("pythia-160m", "naive", "2.5 s ± 2.0%"),
+    ]

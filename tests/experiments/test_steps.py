@@ -10,7 +10,7 @@ import pytest
 from tango.common.exceptions import StepStateError
 from tango.workspaces.local_workspace import LocalWorkspace
 
-from academic_pretraining.benchmarking.search import QUICK, Effort
+from academic_pretraining.benchmarking.effort import QUICK, Effort
 from academic_pretraining.config import TrainingConfig, config_to_dict, grid
 from academic_pretraining.errors import MeasurementError
 from academic_pretraining.gpus import Hardware
@@ -18,14 +18,8 @@ from academic_pretraining.methods import MethodSpace
 from academic_pretraining.models import MODELS
 from academic_pretraining.models.recipe import ModelRecipe, Precision, Task
 from academic_pretraining.results import config_of
-from experiments.steps import (
-    MeasureContext,
-    cache_key,
-    is_cached,
-    library_versions,
-    measure_step,
-    run_step,
-)
+from experiments.identity import cache_key, library_versions
+from experiments.steps import MeasureContext, is_cached, measure_step, run_step
 from experiments.sweep import sweep
 
 PROSE = {"source", "note", "parameter_count_source"}
@@ -202,7 +196,7 @@ from pathlib import Path
 
 from tango.workspaces.local_workspace import LocalWorkspace
 
-from academic_pretraining.benchmarking.search import QUICK
+from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.config import config_from_dict
 from experiments import steps
 

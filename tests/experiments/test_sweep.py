@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.benchmarking.probes import Probe, Purpose
-from academic_pretraining.benchmarking.search import QUICK
 from academic_pretraining.errors import (
     AcademicPretrainingError,
     HardwareMismatchError,
+    InvalidFileError,
     MeasurementError,
 )
 from academic_pretraining.results import config_of
-from experiments.sweep import SweepEnd, incomplete, sweep
-from experiments.workspace import read_records
+from experiments.sweep import SweepEnd, sweep
+from experiments.workspace import incomplete, read_records
 
 
 class Log:
@@ -24,8 +25,11 @@ class Log:
     def __init__(self) -> None:
         self.lines: list[tuple] = []
 
-    def starts(self, index, total, config):
-        self.lines.append(("starts", index, total, config))
+    def starts(self, index, total, left, config):
+        self.lines.append(("starts", index, total, left, config))
+
+    def recalls(self, config, record):
+        self.lines.append(("recalls", config, record["measurement"]["best"]["step_seconds"]))
 
     def probes(self, probe):
         self.lines.append(("probes", probe))
@@ -57,7 +61,7 @@ def test_a_grid_is_measured_in_order_and_then_recalled(walk, configs, measurer, 
     assert measurer.taken() == configs
     assert measured(first) == configs
     assert (first.measured, first.failures) == (4, {})
-    steps = [("starts", i, 4, c) for i, c in enumerate(configs, start=1)]
+    steps = [("starts", i, 4, 5 - i, c) for i, c in enumerate(configs, start=1)]
     ends = [("ends", c, True, "") for c in configs]
     assert log.lines == [line for pair in zip(steps, ends, strict=True) for line in pair]
 
@@ -65,7 +69,7 @@ def test_a_grid_is_measured_in_order_and_then_recalled(walk, configs, measurer, 
     assert measurer.taken() == []
     assert (second.measured, second.failures) == (0, {})
     assert json.dumps(second.records) == json.dumps(first.records)
-    assert log.lines == []
+    assert log.lines == [("recalls", c, float(i)) for i, c in enumerate(configs, start=1)]
 
 
 def test_only_what_is_new_in_a_grid_is_measured(walk, configs, measurer, log):
@@ -75,7 +79,15 @@ def test_only_what_is_new_in_a_grid_is_measured(walk, configs, measurer, log):
     assert measurer.taken() == [configs[1], configs[3]]
     assert measured(end) == configs
     assert end.measured == 2
-    assert [line[1:3] for line in log.lines if line[0] == "starts"] == [(2, 4), (4, 4)]
+    starts = [line[1:] for line in log.lines if line[0] == "starts"]
+    assert starts == [(2, 4, 2, configs[1]), (4, 4, 1, configs[3])]
+    assert [line[:2] for line in log.lines if line[0] == "recalls"] == [
+        ("recalls", configs[0]),
+        ("recalls", configs[2]),
+    ]
+    assert [line[0] for line in log.lines] == [
+        *("recalls", "starts", "ends", "recalls", "starts", "ends")
+    ]
 
 
 def test_a_changed_recipe_is_measured_beside_the_old_one(walk, configs, measurer):
@@ -191,6 +203,25 @@ def test_the_machine_is_not_checked_for_what_is_known(walk, configs, measurer):
     assert checks == []
 
 
+def test_results_are_recalled_on_a_machine_that_will_not_do(walk, configs, measurer):
+    def refuse():
+        raise HardwareMismatchError("no GPU")
+
+    walk(configs[:2])
+    measurer.taken()
+    assert len(walk(configs[:2], check=refuse).records) == 2
+    with pytest.raises(HardwareMismatchError, match=r"^no GPU$"):
+        walk(configs[:3], check=refuse)
+    assert measurer.taken() == []
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_those_left_count_down_past_a_failure(failing, walk, configs, measurer, log):
+    measurer.errors = {configs[failing].label: MeasurementError("cause")}
+    walk(configs)
+    assert [line[3] for line in log.lines if line[0] == "starts"] == [4, 3, 2, 1]
+
+
 def test_what_is_incomplete_is_told_without_measuring(configs, measurer, tmp_path):
     assert incomplete(configs, tmp_path / "new") == configs
     assert measurer.taken() == []
@@ -198,13 +229,16 @@ def test_what_is_incomplete_is_told_without_measuring(configs, measurer, tmp_pat
 
 def test_an_unusable_workspace_is_refused_with_advice(configs, measurer, log, tmp_path):
     (tmp_path / "file").write_text("")
-    for use in (
-        lambda: sweep(configs, tmp_path / "file", QUICK, log),
-        lambda: incomplete(configs, tmp_path / "file"),
-    ):
-        with pytest.raises(AcademicPretrainingError) as caught:
-            use()
-        start = re.escape(f"the workspace {tmp_path / 'file'} cannot be used (")
-        end = re.escape("): name another folder with TANGO_WORKSPACE_DIR")
-        assert re.fullmatch(f"{start}.+{end}", str(caught.value))
+    with pytest.raises(AcademicPretrainingError) as caught:
+        sweep(configs, tmp_path / "file", QUICK, log)
+    start = re.escape(f"the workspace {tmp_path / 'file'} cannot be used (")
+    end = re.escape("): name another folder with TANGO_WORKSPACE_DIR")
+    assert re.fullmatch(f"{start}.+{end}", str(caught.value))
+    for use in (incomplete, lambda _, workspace: read_records(workspace)):
+        with pytest.raises(InvalidFileError) as caught:
+            use(configs, tmp_path / "file")
+        assert str(caught.value) == (
+            f"the workspace {tmp_path / 'file'} is a file: "
+            "name a folder with TANGO_WORKSPACE_DIR"
+        )
     assert measurer.taken() == []

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from academic_pretraining.benchmarking.search import QUICK
+from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.results import config_of
 from experiments.steps import MeasureContext, measure_step
-from experiments.sweep import incomplete, sweep
-from experiments.workspace import read_records
+from experiments.sweep import sweep
+from experiments.workspace import incomplete, read_records
 
 # Measures the second of the settings, and dies on its way.
 CHILD = """
 import importlib.util, os, signal, sys
 from pathlib import Path
 
-from academic_pretraining.benchmarking.search import QUICK
+from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.config import TrainingConfig, grid
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import MethodSpace
@@ -58,6 +58,7 @@ def watch(event, arguments):
 
 class Reporter:
     def starts(self, *_): ...
+    def recalls(self, *_): ...
     def ends(self, *_): ...
     def probes(self, *_):
         if when == "while measuring" and len(measurer.configs) == 2:

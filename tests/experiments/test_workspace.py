@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from academic_pretraining.benchmarking.search import QUICK
+from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.results import config_of, frame
 from experiments.steps import MeasureContext, measure_step
 from experiments.sweep import sweep

@@ -156,6 +156,7 @@ def made_up() -> Callable[..., dict[str, Any]]:
             skipped_steps=0,
             peak_bytes=3 * 2**30,
             reserved_bytes=4 * 2**30,
+            compiled=False,
             compiled_graphs=1,
             mfu=0.25,
         )

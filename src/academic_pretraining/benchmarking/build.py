@@ -113,12 +113,6 @@ def synthetic_dataset(recipe: ModelRecipe, num_examples: int, seed: int = 0) -> 
     return SyntheticDataset(recipe, num_examples, seed)
 
 
-def example_bytes(recipe: ModelRecipe) -> int:
-    """Bytes of one example on the device."""
-    example = synthetic_dataset(recipe, 1)[0]
-    return sum(tensor.numel() * tensor.element_size() for tensor in example.values())
-
-
 def _installed(package: str) -> bool:
     """Whether it can be imported: a kernel built for another torch is there but does not load."""
     try:

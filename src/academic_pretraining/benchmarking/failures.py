@@ -67,6 +67,7 @@ def _chain(error: BaseException) -> list[BaseException]:
     link: BaseException | None = error
     while link is not None and link not in links:
         links.append(link)
+        # Also where it was suppressed: dynamo raises its error `from None`, whatever led to it.
         link = link.__cause__ or link.__context__
     return links
 

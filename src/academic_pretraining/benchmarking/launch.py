@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +20,15 @@ from typing import Any
 
 import psutil
 
+from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
-from academic_pretraining.benchmarking.search import Effort
 from academic_pretraining.config import TrainingConfig, config_to_dict
 from academic_pretraining.errors import HardwareMismatchError
 
 # Not `-m`, so that torchrunx finds `work` by its module's name.
-_CHILD = "import sys; from academic_pretraining.benchmarking.launch import main; main(sys.argv[1])"
+_CHILD = (
+    "import sys; from academic_pretraining.benchmarking.session import main; main(*sys.argv[1:])"
+)
 _POLL_SECONDS = 0.1
 _START_SECONDS = 300.0
 # How long the other ranks get to leave a cause that is older than the first one found.
@@ -79,7 +80,7 @@ def run_session(
     (directory / "request.json").write_text(json.dumps(request))
     with (directory / "launcher.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, str(directory)],
+            [sys.executable, "-c", _CHILD, str(directory), str(os.getpid())],
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -99,6 +100,7 @@ def _watch(
     began = time.monotonic()
     deadline = began + _START_SECONDS
     probe: Probe | None = None
+    warm = False
     while True:
         exited = process.poll() is not None
         while event := next(events):
@@ -110,7 +112,10 @@ def _watch(
                     probe = Probe(**{**data, "purpose": Purpose(data["purpose"])})
                     end.start_seconds = end.start_seconds or time.monotonic() - began
                     deadline = time.monotonic() + probe.deadline_seconds
+                    warm = False
                     on_probe(probe)
+                case "warm":
+                    warm = True
                 case "result":
                     end.results.append(ProbeResult.from_dict(event["result"]))
                     probe = None
@@ -125,7 +130,7 @@ def _watch(
             end.results.append(_failed(probe, directory, failure))
             return end
         if time.monotonic() > deadline:
-            end.results.append(_hung(probe, directory))
+            end.results.append(_hung(probe, directory, warm=warm))
             return end
         time.sleep(_POLL_SECONDS)
 
@@ -151,10 +156,10 @@ def _first_failure(directory: Path) -> dict[str, Any] | None:
     killed = _killed(directory)
     time.sleep(_GRACE_SECONDS)
     failures = [json.loads(p.read_text()) for p in directory.glob("rank*.failure.json")]
-    if killed:
-        return killed
     # One rank out of memory makes the others fail in their collectives, sometimes sooner.
     memory = [f for f in failures if f["outcome"] == Outcome.OUT_OF_MEMORY]
+    if killed and not memory:
+        return killed
     first = min(memory or failures, key=lambda failure: failure["time"])
     if "mismatch" in first:
         raise HardwareMismatchError(first["mismatch"])
@@ -163,7 +168,7 @@ def _first_failure(directory: Path) -> dict[str, Any] | None:
 
 def _killed(directory: Path) -> dict[str, Any] | None:
     """Find a rank of this machine that died without a word: the others only miss it."""
-    if json.loads((directory / "request.json").read_text())["config"]["hardware"]["num_nodes"] > 1:
+    if not _on_one_node(directory):
         return None
     for path in sorted(directory.glob("rank*.pid")):
         rank = path.stem
@@ -180,6 +185,12 @@ def _killed(directory: Path) -> dict[str, Any] | None:
                 "log": str(directory / f"{rank}.log"),
             }
     return None
+
+
+def _on_one_node(directory: Path) -> bool:
+    """Whether the ranks' process numbers are those of this machine."""
+    request = json.loads((directory / "request.json").read_text())
+    return request["config"]["hardware"]["num_nodes"] == 1
 
 
 _NO_PROBE = Probe(
@@ -217,17 +228,19 @@ def _failed(probe: Probe | None, directory: Path, failure: dict[str, Any] | None
     )
 
 
-def _hung(probe: Probe | None, directory: Path) -> ProbeResult:
-    """Ask every rank for its stacks before the group is ended."""
+def _hung(probe: Probe | None, directory: Path, *, warm: bool) -> ProbeResult:
+    """Ask every rank of this machine for its stacks before the group is ended."""
     probe = probe or _NO_PROBE
-    for path in directory.glob("rank*.pid"):
+    for path in directory.glob("rank*.pid") if _on_one_node(directory) else ():
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(path.read_text()), signal.SIGUSR1)
     time.sleep(1.0)
+    compiling = probe.compile and not warm
     return ProbeResult(
         probe=probe,
-        outcome=Outcome.HUNG,
-        cause=f"no answer within {probe.deadline_seconds:.0f} s; the stacks are in the log",
+        outcome=Outcome.COMPILE_FAILED if compiling else Outcome.HUNG,
+        cause=f"{'no end of the compilation' if compiling else 'no answer'} within "
+        f"{probe.deadline_seconds:.0f} s; the stacks are in the log",
         log=str(directory / "rank0.log"),
     )
 
@@ -236,37 +249,3 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def main(directory: str) -> None:
-    """Launch the workers of a session; this is the child's side."""
-    import torchrunx
-
-    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
-    hardware = json.loads((Path(directory) / "request.json").read_text())["config"]["hardware"]
-    cpu = hardware["gpu_type"] == "cpu"
-    workers = hardware["gpus_per_node"]
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    launcher = torchrunx.Launcher(
-        hostnames=["localhost"] if hardware["num_nodes"] == 1 else "slurm",
-        workers_per_host=workers,
-        # gloo beside NCCL: FSDP reduces what it offloads to the host.
-        backend="gloo" if cpu else "cpu:gloo,cuda:nccl",  # pyright: ignore[reportArgumentType]
-        extra_env_vars={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))},
-    )
-    launcher.set_logging_handlers(None)
-    launcher.run(work, directory)
-
-
-def work(directory: str) -> None:
-    """Be one rank; here and not in `worker`, so that only ranks load transformers."""
-    from academic_pretraining.benchmarking import worker
-
-    worker.work(directory)
-
-
-def _die_with_parent(parent: int) -> None:
-    """End the whole group when the script that started it was killed."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os.killpg(0, signal.SIGKILL)

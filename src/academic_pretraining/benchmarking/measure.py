@@ -1,6 +1,5 @@
 """A configuration's measurement: sessions until the search is over."""
 
-import dataclasses
 import shutil
 import tempfile
 import time
@@ -8,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from academic_pretraining.analytic import mfu
-from academic_pretraining.benchmarking.build import example_bytes
+from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.launch import SessionEnd, run_session
-from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
-from academic_pretraining.benchmarking.search import (
-    Effort,
+from academic_pretraining.benchmarking.prediction import (
     best_timing,
     predicted_step_time,
     timings,
+    waiting_bytes,
 )
+from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import MeasurementError
 from academic_pretraining.results import Measurement, Timing
@@ -49,13 +48,13 @@ def measure(
     scratch.mkdir(parents=True, exist_ok=True)
     while not (ends and ends[-1].finished):
         directory = Path(tempfile.mkdtemp(prefix="session-", dir=scratch))
-        end = run_session(config, effort, history, directory=directory, on_probe=on_probe)
+        try:
+            end = run_session(config, effort, history, directory=directory, on_probe=on_probe)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         ends.append(end)
         last = end.results[-1] if end.results else None
-        if last and last.outcome is Outcome.HUNG and last.probe.compile:
-            cause = f"compilation exceeded its time: {last.cause}"
-            last = dataclasses.replace(last, outcome=Outcome.COMPILE_FAILED, cause=cause)
-            end.results[-1] = last
         if last and last.outcome in (Outcome.CRASHED, Outcome.HUNG):
             crashes += 1
             if crashes == 2 or not last.transient:
@@ -89,13 +88,13 @@ def _conclude(
     return Measurement(
         outcome="measured" if best else "out of memory",
         best=_timing(config, best, flops) if best else None,
-        timings=tuple(_timing(config, r, flops) for r in timings(history)),
+        timings=tuple(_timing(config, r, flops) for r in timings(config, history)),
         memory_ramp=tuple(
             (r.probe.micro_batch_size, r.peak_bytes)
             for r in done
             if r.probe.purpose is Purpose.MEMORY
         ),
-        compile=_compile_state(best, compile_failure),
+        compile=_compile_state(best, history),
         compile_error=compile_failure.cause if compile_failure else "",
         out_of_memory_micro_batch_size=(
             memory_failure.probe.micro_batch_size if memory_failure else None
@@ -120,20 +119,19 @@ def _conclude(
     )
 
 
-def _compile_state(best: ProbeResult | None, failure: ProbeResult | None) -> str:
+def _compile_state(best: ProbeResult | None, history: list[ProbeResult]) -> str:
     if best and best.probe.compile:
         return "on" if best.graphs else "no graph"
-    return "failed" if failure else "off"
+    if any(r.outcome is Outcome.COMPILE_FAILED for r in history):
+        return "failed"
+    # Out of memory: what was tried.
+    return "on" if best is None and any(r.probe.compile for r in history) else "off"
 
 
 def _timing(config: TrainingConfig, result: ProbeResult, flops: int) -> Timing:
     plan = config.plan_at(result.probe.micro_batch_size)
     step = predicted_step_time(config, result)
-    # The Trainer holds all micro-batches of a step on the device from its beginning.
-    waiting = plan.gradient_accumulation_steps - result.probe.high
-    inputs = 0
-    if not config.hardware.gpu.is_cpu:
-        inputs = max(0, waiting) * plan.micro_batch_size * example_bytes(config.recipe)
+    inputs = waiting_bytes(config, result.probe)
     return Timing(
         micro_batch_size=plan.micro_batch_size,
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
@@ -147,6 +145,7 @@ def _timing(config: TrainingConfig, result: ProbeResult, flops: int) -> Timing:
         skipped_steps=sum(s.skipped for s in result.samples),
         peak_bytes=result.peak_bytes + inputs,
         reserved_bytes=result.reserved_bytes + inputs,
+        compiled=result.probe.compile,
         compiled_graphs=result.graphs,
         mfu=mfu(config, plan, model_flops_per_example=flops, step_seconds=step.seconds),
     )

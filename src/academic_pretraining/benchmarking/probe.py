@@ -3,6 +3,7 @@
 import gc
 import resource
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,8 +24,16 @@ from academic_pretraining.config import TrainingConfig
 from academic_pretraining.training_arguments import training_arguments_fields
 
 
-def run_probe(config: TrainingConfig, probe: Probe, *, output_dir: str) -> ProbeResult:
+def run_probe(
+    config: TrainingConfig,
+    probe: Probe,
+    *,
+    output_dir: str,
+    on_warm: Callable[[], None] = lambda: None,
+) -> ProbeResult:
     """Train for a few steps and agree on the outcome with the other ranks.
+
+    `on_warm` is called after the first optimizer step, when everything has been compiled.
 
     Returns:
         the slowest rank's steps and the largest peak, equal on all ranks.
@@ -38,7 +47,10 @@ def run_probe(config: TrainingConfig, probe: Probe, *, output_dir: str) -> Probe
     _clean_up(cuda)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
+    # What an earlier probe left behind is not this one's.
+    leftover = torch.cuda.memory_allocated() if cuda else 0
     trainer, timer = _build(config, probe, output_dir=output_dir, cuda=cuda)
+    timer.on_warm = on_warm
     built = time.perf_counter()
     graphs_before = _compiled_graphs()
     trainer.train()
@@ -46,7 +58,7 @@ def run_probe(config: TrainingConfig, probe: Probe, *, output_dir: str) -> Probe
     check_in_force(trainer, config, compiled=probe.compile)
     mine = {
         "samples": samples,
-        "peak_bytes": _peak_bytes(cuda),
+        "peak_bytes": _peak_bytes(cuda) - leftover,
         "reserved_bytes": torch.cuda.max_memory_reserved() if cuda else 0,
         "graphs": _compiled_graphs() - graphs_before,
         "warm_up_seconds": timer.warm_up_seconds,

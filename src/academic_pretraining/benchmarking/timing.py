@@ -1,6 +1,7 @@
 """Timing the unmodified Trainer from a callback."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -37,12 +38,14 @@ class StepTimer(TrainerCallback):
         warm_up_steps: optimizer steps to leave out at the beginning.
         last_step: the last optimizer step to time; a long training needs an end.
         warm_up_seconds: wall seconds until the end of the first step.
+        on_warm: called then.
     """
 
     cuda: bool
     warm_up_steps: int = 2
     last_step: int = 1000
     warm_up_seconds: float = 0.0
+    on_warm: Callable[[], None] = lambda: None
     _steps: list[_Step] = field(default_factory=list)
     _current: _Step | None = None
     _began: float = 0.0
@@ -82,6 +85,7 @@ class StepTimer(TrainerCallback):
             if self.cuda:
                 torch.cuda.synchronize()
             self.warm_up_seconds = time.perf_counter() - self._began
+            self.on_warm()
         if self._current:
             self._current.accumulation += 1
             self._current.end = now

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from academic_pretraining.benchmarking.build import custom_kernels
+from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.failures import classify
 from academic_pretraining.benchmarking.flops import model_flops_per_example
 from academic_pretraining.benchmarking.probe import device_bytes, run_probe
 from academic_pretraining.benchmarking.probes import ProbeResult
-from academic_pretraining.benchmarking.search import Effort, next_probe
+from academic_pretraining.benchmarking.search import next_probe
 from academic_pretraining.config import TrainingConfig, config_from_dict
 from academic_pretraining.errors import HardwareMismatchError
 from academic_pretraining.gpus import gpu_type_of
@@ -74,7 +75,12 @@ def _probe_on(folder: Path, rank: int) -> None:
     while probe := next_probe(config, effort, history):
         if rank == 0:
             _tell(folder, {"kind": "start", "probe": dataclasses.asdict(probe)})
-        result = run_probe(config, probe, output_dir=str(folder / "trainer"))
+        result = run_probe(
+            config,
+            probe,
+            output_dir=str(folder / "trainer"),
+            on_warm=lambda: _tell(folder, {"kind": "warm"}) if rank == 0 else None,
+        )
         history.append(result)
         if rank == 0:
             _tell(folder, {"kind": "result", "result": result.to_dict()})

@@ -46,6 +46,7 @@ MAMBA = (
         max_grad_norm=1.0,
         supports_compile=False,
         layer_class="MambaBlock",
+        kernel_packages=("mamba-ssm", "causal-conv1d", "mambapy"),
         source="Mamba, arXiv 2312.00752, appendix E.2 (five times the learning rate of GPT-3 2.7B)",
         note="fast only with the mamba-ssm and causal-conv1d kernels installed",
     ),

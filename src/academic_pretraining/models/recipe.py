@@ -23,6 +23,10 @@ class Task(enum.StrEnum):
     IMAGE_CLASSIFICATION = "image_classification"
 
 
+# What explains a recipe and changes nothing that is measured.
+PROSE_FIELDS = ("source", "note", "parameter_count", "parameter_count_source")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
     """One model as published: architecture, batch, optimizer and schedule.
@@ -51,6 +55,7 @@ class ModelRecipe:
         supports_compile: whether `torch.compile` is part of free-lunch for this model.
         supports_activation_checkpointing: whether its layers can be recomputed.
         layer_class: module class that FSDP shards as one unit.
+        kernel_packages: distributions whose kernels the model takes where they are installed.
         source: where the training recipe was published.
         parameter_count_source: where the parameter count was published.
         note: what a user should know, in one sentence; empty for most.
@@ -81,6 +86,7 @@ class ModelRecipe:
     supports_compile: bool = True
     supports_activation_checkpointing: bool = True
     layer_class: str
+    kernel_packages: tuple[str, ...] = ()
     source: str
     parameter_count_source: str
     note: str = ""
@@ -88,6 +94,13 @@ class ModelRecipe:
     def __post_init__(self) -> None:
         for name in ("architecture", "lr_scheduler_kwargs"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    @property
+    def example_bytes(self) -> int:
+        """Bytes of one example on the device: int64 tokens and labels, or float32 pixels."""
+        if self.image_size is not None:
+            return 3 * self.image_size**2 * 4 + 8
+        return 2 * 8 * (self.sequence_length or 0)
 
     @property
     def unit(self) -> str:

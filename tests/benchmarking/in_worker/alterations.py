@@ -70,7 +70,7 @@ def is_on_another_gpu(worker) -> None:
 def _fail_on_rank_1(worker, fault) -> None:
     """Fail where the other rank already waits in a collective."""
 
-    def run_probe(config, probe, *, output_dir):
+    def run_probe(config, probe, *, output_dir, on_warm):
         directory = Path(output_dir).parent
         rank = int(os.environ["RANK"])
         (directory / f"rank{rank}.group").write_text(str(os.getpgid(0)))

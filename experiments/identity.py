@@ -1,0 +1,36 @@
+"""What identifies a measurement, so that it is recalled when and only when it still holds."""
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+
+from academic_pretraining.config import TrainingConfig, config_to_dict
+from academic_pretraining.models.recipe import PROSE_FIELDS
+from academic_pretraining.training_arguments import training_arguments_fields
+
+_LIBRARIES = ("torch", "transformers", "accelerate", "deepspeed")
+
+
+def library_versions(config: TrainingConfig) -> dict[str, str]:
+    """Versions of what decides a measurement, by distribution; the model's kernels among it."""
+    versions = {}
+    for name in (*_LIBRARIES, *config.recipe.kernel_packages):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def cache_key(config: TrainingConfig) -> str:
+    """Write what identifies a measurement as one canonical JSON string.
+
+    Recipe, method, hardware, resolved arguments and library versions count; prose does not, nor
+    does a tolerance beside the global batch that it led to.
+    """
+    identity = config_to_dict(config)
+    del identity["batch_tolerance"]
+    identity["global_batch_size"] = config.global_batch_size
+    identity["recipe"] = {k: v for k, v in identity["recipe"].items() if k not in PROSE_FIELDS}
+    identity["arguments"] = training_arguments_fields(config, config.plan_at(1))
+    identity["versions"] = library_versions(config)
+    return json.dumps(identity, sort_keys=True, separators=(",", ":"))

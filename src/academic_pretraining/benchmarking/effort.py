@@ -1,0 +1,45 @@
+"""How much time a measurement may take."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much time a measurement may take.
+
+    Attributes:
+        timing_seconds: wished length of one timing run, compilation left out.
+        most_timings: micro-batch sizes to time at most.
+        relative_error: standard error of the real step over its seconds that is good enough.
+        most_refinements: longer runs at the best micro-batch to come there, at most.
+        low, high_steps, epochs, warm_up_steps: shape of a timing run, as in `Probe`.
+        usable_memory: share of the device's memory that a predicted peak may fill.
+        micro_batch_sizes: sizes to consider; empty for all that divide the batch.
+        memory_deadline_seconds: limit of a memory probe.
+        timing_deadline_seconds: limit of a timing probe, compilation included; three times its
+            expected steps come on top.
+    """
+
+    timing_seconds: float = 12.0
+    most_timings: int = 4
+    relative_error: float = 0.01
+    most_refinements: int = 1
+    low: int = 1
+    high_steps: int = 4
+    epochs: int = 2
+    warm_up_steps: int = 2
+    usable_memory: float = 0.94
+    micro_batch_sizes: tuple[int, ...] = ()
+    memory_deadline_seconds: float = 300.0
+    timing_deadline_seconds: float = 1500.0
+
+
+QUICK = Effort(
+    timing_seconds=4.0,
+    most_timings=1,
+    micro_batch_sizes=(1,),
+    most_refinements=0,
+    high_steps=2,
+    warm_up_steps=1,
+)
+"""For a CPU: enough to see a table."""

@@ -1,0 +1,72 @@
+"""What the probes of a configuration say about its training: step time and memory."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from academic_pretraining.benchmarking.fit import StepTime, fit_step_time
+from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
+from academic_pretraining.config import TrainingConfig
+
+
+def best_timing(config: TrainingConfig, history: Sequence[ProbeResult]) -> ProbeResult | None:
+    """Find the timing with the least predicted step time; `None` if nothing fitted."""
+    return min(
+        timings(config, history), key=lambda r: predicted_step_seconds(config, r), default=None
+    )
+
+
+def timings(config: TrainingConfig, history: Sequence[ProbeResult]) -> list[ProbeResult]:
+    """Gather what was timed and would train.
+
+    Timings of one micro-batch size, alike in compilation, are one: all samples, largest peaks. One
+    that ran out of memory with longer accumulation, or that would at the real one, is left out.
+    """
+    found: dict[tuple[int, bool], ProbeResult] = {}
+    too_large: set[tuple[int, bool]] = set()
+    for result in history:
+        if result.probe.purpose is not Purpose.TIMING:
+            continue
+        key = (result.probe.micro_batch_size, result.probe.compile)
+        if result.outcome is Outcome.OUT_OF_MEMORY:
+            too_large.add(key)
+        if result.outcome is not Outcome.OK:
+            continue
+        if earlier := found.get(key):
+            result = replace(
+                result,
+                samples=earlier.samples + result.samples,
+                peak_bytes=max(earlier.peak_bytes, result.peak_bytes),
+                reserved_bytes=max(earlier.reserved_bytes, result.reserved_bytes),
+                graphs=max(earlier.graphs, result.graphs),
+            )
+        found[key] = result
+    return [
+        result
+        for key, result in found.items()
+        if key not in too_large
+        and result.peak_bytes + waiting_bytes(config, result.probe) <= result.device_bytes
+    ]
+
+
+def waiting_bytes(config: TrainingConfig, probe: Probe) -> int:
+    """Bytes of inputs that a real step holds on the device and a probe does not.
+
+    The Trainer fetches all micro-batches of a step before the first one runs. On a CPU they are
+    in the resident memory anyway.
+    """
+    if config.hardware.gpu.is_cpu:
+        return 0
+    plan = config.plan_at(probe.micro_batch_size)
+    more = max(0, plan.gradient_accumulation_steps - probe.high)
+    return more * plan.micro_batch_size * config.recipe.example_bytes
+
+
+def predicted_step_time(config: TrainingConfig, result: ProbeResult) -> StepTime:
+    """Step time at the real accumulation, from one timing."""
+    plan = {p.micro_batch_size: p for p in config.plans()}[result.probe.micro_batch_size]
+    return fit_step_time(result.samples, plan.gradient_accumulation_steps)
+
+
+def predicted_step_seconds(config: TrainingConfig, result: ProbeResult) -> float:
+    """Seconds of one optimizer step at the real accumulation, from one timing."""
+    return predicted_step_time(config, result).seconds
