@@ -1,7 +1,9 @@
 """Exporting a setting: its TrainingArguments, and beside them what those cannot hold."""
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -34,8 +36,8 @@ def read_setting(arguments: Path) -> dict[str, Any]:
         return {}
     setting = read_json(path)
     hardware = setting.get("hardware")
-    known = {field.name for field in fields(Hardware)}
-    if not isinstance(hardware, dict) or set(hardware) != known:
+    types = {field.name: field.type for field in fields(Hardware)}
+    if not isinstance(hardware, dict) or {k: type(v) for k, v in hardware.items()} != types:
         raise InvalidFileError(f"{path} does not say for which hardware it is: {_ADVICE}")
     if setting.get("arguments_sha256") != hashlib.sha256(arguments.read_bytes()).hexdigest():
         setting["prediction"] = None
@@ -128,6 +130,8 @@ def export(
         "prediction": predicted,
     }
     try:
+        if output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(output))
         output.parent.mkdir(parents=True, exist_ok=True)
         # The setting first, whole or not at all: arguments never stand beside another's setting.
         for path, content in ((setting_path(output), to_json(setting)), (output, text)):

@@ -98,12 +98,11 @@ def main(
         raise InvalidConfigError(
             f"--resume was given, but {output_dir} holds no checkpoint: leave it out to begin"
         )
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    if not next(path for path in (output_dir, *output_dir.parents) if path.exists()).is_dir():
         raise InvalidFileError(
-            f"{output_dir} cannot be a folder for checkpoints ({error}): name another"
-        ) from error
+            f"{output_dir} cannot be a folder for checkpoints, for it is a file or below one: "
+            "name another"
+        )
     here = launcher.hostnames == "auto" and "SLURM_JOB_ID" not in os.environ
     if here and (hardware := setting.get("hardware")):
         check_hardware(Hardware(**hardware | {"num_nodes": 1}), os.environ)

@@ -3,6 +3,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,15 +14,22 @@ from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.models import MODELS
 from academic_pretraining.results import to_record
 from academic_pretraining.training_arguments import training_arguments_fields
-from experiments.export import export, prediction, read_json, read_setting, setting_path
+from experiments.export import (
+    compilation_failed,
+    export,
+    prediction,
+    read_json,
+    read_setting,
+    setting_path,
+)
 
 TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
 PREDICTED = {
-    "step_seconds": 2.0,
-    "step_seconds_standard_error": 0.1,
-    "peak_bytes": 7,
-    "mfu": 0.5,
-    "compile": "on",
+    "step_seconds": 2.5,
+    "step_seconds_standard_error": 0.01,
+    "peak_bytes": 3 * 2**30,
+    "mfu": 0.4,
+    "compiled": True,
 }
 
 
@@ -36,7 +44,14 @@ def config_of(
 def record_of(measurer, silent):
     """Write a record whose timings are at the micro-batch sizes given."""
 
-    def make(config: TrainingConfig, at: float = 1.0, **step_seconds: float):
+    def make(
+        config: TrainingConfig,
+        at: float = 1.0,
+        *,
+        state: str = "on",
+        recipe: dict[str, Any] | None = None,
+        **step_seconds: float,
+    ):
         measurement = measurer(config, None, scratch=Path(), on_probe=silent.probes)
         timings = tuple(
             dataclasses.replace(
@@ -46,11 +61,13 @@ def record_of(measurer, silent):
                     config.plan_at(int(name[1:])).gradient_accumulation_steps
                 ),
                 step_seconds=seconds,
+                compiled=state in ("on", "no graph"),
             )
             for name, seconds in step_seconds.items()
         )
-        measurement = dataclasses.replace(measurement, timings=timings)
+        measurement = dataclasses.replace(measurement, timings=timings, compile=state)
         record = to_record(config, measurement, versions={}, measured_at=at)
+        record["config"]["recipe"] |= recipe or {}
         return json.loads(json.dumps(record))
 
     return make
@@ -72,15 +89,8 @@ def test_the_measured_plan_predicts_not_only_the_best_one(record_of):
     config = config_of()
     record = record_of(config, b16=2.5, b8=4.0)
     found = {size: prediction([record], config, config.plan_at(size)) for size in (8, 16, 32)}
-    assert found[8] == {
-        "step_seconds": 4.0,
-        "step_seconds_standard_error": 0.01,
-        "peak_bytes": 3 * 2**30,
-        "mfu": 0.4,
-        "compile": "on",
-    }
-    assert found[16] is not None
-    assert found[16]["step_seconds"] == 2.5
+    assert found[8] == PREDICTED | {"step_seconds": 4.0}
+    assert found[16] == PREDICTED
     assert found[32] is None
 
 
@@ -115,10 +125,34 @@ def test_the_newest_measurement_predicts(record_of, order):
     assert found["step_seconds"] == 9.0
 
 
-def test_both_files_hold_what_trains(tmp_path):
+def test_a_newer_measurement_without_this_plan_leaves_the_older_ones_prediction(record_of):
+    config = config_of()
+    records = [record_of(config, 1.0, b16=2.5), record_of(config, 2.0, b8=4.0)]
+    assert prediction(records, config, config.plan_at(16)) == PREDICTED
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 1.0}, {"architecture": {}}], ids=str)
+def test_an_older_recipe_predicts_nothing(record_of, changes):
+    config, plan = config_of(), config_of().plan_at(16)
+    old = record_of(config, 2.0, b16=1.0, state="failed", recipe=changes)
+    assert prediction([old], config, plan) is None
+    assert not compilation_failed([old], config)
+    both = [old, record_of(config, 1.0, b16=2.5)]
+    assert prediction(both, config, plan) == PREDICTED
+    assert not compilation_failed(both, config)
+
+
+def test_another_wording_of_a_recipe_predicts_alike(record_of):
+    config = config_of()
+    reworded = record_of(config, b16=2.5, recipe={"note": "other", "parameter_count": 1})
+    assert prediction([reworded], config, config.plan_at(16)) == PREDICTED
+
+
+def test_both_files_hold_what_trains(tmp_path, record_of):
     config = config_of(Method(free_lunch=True, sharding=Sharding.ZERO_3))
     output = tmp_path / "new" / "args.json"
-    export(output, config, config.plan_at(16), PREDICTED)
+    records = [record_of(config, b16=2.5, b8=4.0)]
+    assert export(output, config, config.plan_at(16), iter(records)) == PREDICTED
     assert {path.name for path in output.parent.iterdir()} == {"args.json", "args.setting.json"}
     fields = json.loads(output.read_text())
     assert fields == training_arguments_fields(config, config.plan_at(16))
@@ -135,9 +169,9 @@ def test_both_files_hold_what_trains(tmp_path):
     assert read_setting(output) == json.loads(setting_path(output).read_text())
 
 
-def test_the_prediction_is_not_that_of_edited_arguments(tmp_path):
+def test_the_prediction_is_not_that_of_edited_arguments(tmp_path, record_of):
     output, config = tmp_path / "args.json", config_of()
-    export(output, config, config.plan_at(16), PREDICTED)
+    export(output, config, config.plan_at(16), [record_of(config, b16=2.5)])
     whole = read_setting(output)
     assert whole["prediction"] == PREDICTED
     output.write_text(output.read_text().replace(": 16,", ": 8,"))
@@ -172,23 +206,84 @@ def test_what_is_no_json_object_is_refused(tmp_path, content, reason):
 
 
 @pytest.mark.parametrize(
+    "hardware",
+    [
+        *(None, 2, [], {}, {"num_nodes": 1, "gpus_per_node": 2}),
+        {"num_nodes": 1, "gpus_per_node": 2, "gpu_type": "h200", "price": 3},
+    ],
+    ids=str,
+)
+def test_a_setting_that_does_not_say_for_what_is_refused(tmp_path, hardware):
+    output, config = tmp_path / "args.json", config_of()
+    export(output, config, config.plan_at(16), [])
+    setting = json.loads(setting_path(output).read_text())
+    setting_path(output).write_text(json.dumps(setting | {"hardware": hardware}))
+    message = re.escape(
+        f"{setting_path(output)} does not say for which hardware it is: write one with "
+        "scripts/to_training_arguments.py"
+    )
+    with pytest.raises(InvalidFileError, match=f"^{message}$"):
+        read_setting(output)
+
+
+# Plans that were measured, and one that was not.
+@pytest.mark.parametrize("size", [8, 16, 32])
+@pytest.mark.parametrize(
     ("state", "compiled"), [("on", True), ("no graph", True), ("failed", False), (None, True)]
 )
-def test_a_compilation_that_failed_is_not_asked_for_again(tmp_path, state, compiled):
+def test_a_compilation_that_failed_is_not_asked_for_again(
+    tmp_path, record_of, state, compiled, size
+):
     config = config_of()
-    predicted = PREDICTED | {"compile": state} if state else None
-    export(tmp_path / "args.json", config, config.plan_at(16), predicted)
+    records = [record_of(config, state=state, b16=2.5, b8=4.0)] if state else []
+    predicted = export(tmp_path / "args.json", config, config.plan_at(size), records)
     assert json.loads((tmp_path / "args.json").read_text())["torch_compile"] is compiled
+    assert (predicted is None) is (state is None or size == 32)
+    assert predicted is None or predicted["compiled"] is compiled
+    assert compilation_failed(records, config) is (state == "failed")
+
+
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_a_plan_is_compiled_as_when_its_time_was_taken(tmp_path, record_of, size):
+    # A compilation that failed at one size only, and so in the newest measurement.
+    config = config_of()
+    record = record_of(config, state="failed", b16=2.5, b8=4.0)
+    record["measurement"]["timings"][0]["compiled"] = True
+    export(tmp_path / "args.json", config, config.plan_at(size), [record])
+    compiled = json.loads((tmp_path / "args.json").read_text())["torch_compile"]
+    assert compiled is (size == 16)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(("newest", "failed"), [("failed", True), ("on", False)])
+def test_the_newest_measurement_says_whether_it_compiles(record_of, newest, failed, order):
+    config = config_of()
+    older = "on" if newest == "failed" else "failed"
+    records = [record_of(config, at, state=s) for at, s in ((1.0, older), (2.0, newest))]
+    assert compilation_failed(records[::order], config) is failed
+
+
+@pytest.mark.parametrize("method", [Method(), Method(free_lunch=True, sharding=Sharding.ZERO_1)])
+def test_another_settings_compilation_is_its_own_affair(record_of, method):
+    assert not compilation_failed([record_of(config_of(method), state="failed")], config_of())
+
+
+def test_what_is_naive_is_never_compiled(tmp_path, record_of):
+    config = config_of(Method())
+    for records in ([], [record_of(config, state="off", b16=2.5)]):
+        export(tmp_path / "args.json", config, config.plan_at(16), records)
+        assert json.loads((tmp_path / "args.json").read_text())["torch_compile"] is False
 
 
 def test_what_was_there_is_replaced(tmp_path):
     output, config = tmp_path / "args.json", config_of()
     output.write_text("x" * 100_000)
-    export(output, config, config.plan_at(16), None)
+    assert export(output, config, config.plan_at(16), []) is None
     first = output.read_bytes(), setting_path(output).read_bytes()
-    export(output, config, config.plan_at(16), None)
+    export(output, config, config.plan_at(16), [])
     assert (output.read_bytes(), setting_path(output).read_bytes()) == first
     assert json.loads(first[1])["prediction"] is None
+    assert {path.name for path in tmp_path.iterdir()} == {"args.json", "args.setting.json"}
 
 
 @pytest.mark.parametrize("name", ["file/args.json", "folder"])
@@ -197,7 +292,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, name):
     (tmp_path / "folder").mkdir()
     config = config_of()
     with pytest.raises(InvalidFileError) as caught:
-        export(tmp_path / name, config, config.plan_at(16), None)
+        export(tmp_path / name, config, config.plan_at(16), [])
     start = re.escape(f"{tmp_path / name} cannot be written (")
     assert re.fullmatch(start + r".+\): name another file", str(caught.value))
     assert {path.name for path in tmp_path.rglob("*")} == {"file", "folder"}

@@ -1,133 +1,24 @@
-import dataclasses
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 
 import pytest
 from tango.common.exceptions import StepStateError
 from tango.workspaces.local_workspace import LocalWorkspace
 
 from academic_pretraining.benchmarking.effort import QUICK, Effort
-from academic_pretraining.config import TrainingConfig, config_to_dict, grid
+from academic_pretraining.config import config_to_dict
 from academic_pretraining.errors import MeasurementError
-from academic_pretraining.gpus import Hardware
-from academic_pretraining.methods import MethodSpace
-from academic_pretraining.models import MODELS
-from academic_pretraining.models.recipe import ModelRecipe, Precision, Task
 from academic_pretraining.results import config_of
 from experiments.identity import cache_key, library_versions
 from experiments.steps import MeasureContext, is_cached, measure_step, run_step
 from experiments.sweep import sweep
 
-PROSE = {"source", "note", "parameter_count_source"}
-CHANGES = {
-    "name": "pythia-15m",
-    "config_class": "LlamaConfig",
-    "model_class": "LlamaForCausalLM",
-    "architecture": {"hidden_size": 1},
-    "task": Task.MASKED_LM,
-    "sequence_length": 2048,
-    "image_size": 224,
-    "num_classes": 1,
-    "parameter_count": 1,
-    "global_batch_size": 2048,
-    "max_steps": 143_001,
-    "precision": Precision.BF16,
-    "learning_rate": 2e-3,
-    "adam_beta1": 0.91,
-    "adam_beta2": 0.999,
-    "adam_epsilon": 1e-6,
-    "weight_decay": 0.0,
-    "lr_scheduler_type": "linear",
-    "lr_scheduler_kwargs": {},
-    "warmup_steps": 0,
-    "max_grad_norm": 0.0,
-    "attention_kernel": "eager",
-    "supports_compile": False,
-    "supports_activation_checkpointing": False,
-    "layer_class": "LlamaDecoderLayer",
-    "source": "another paper",
-    "parameter_count_source": "another table",
-    "note": "better said",
-}
-
 
 def step_of(config, tmp_path, effort=QUICK):
     return measure_step(MeasureContext(config, effort, tmp_path / "scratch"))
-
-
-def install(folder, name: str, number: str) -> None:
-    """Put a distribution's metadata in a folder, as pip would."""
-    info = folder / f"{name}-{number}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
-
-
-def test_the_changes_below_are_of_every_field():
-    assert set(CHANGES) == {field.name for field in dataclasses.fields(ModelRecipe)}
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_a_changed_recipe_is_another_measurement_and_prose_is_not(name, configs, tmp_path):
-    recipe = dataclasses.replace(configs[0].recipe, **{name: CHANGES[name]})
-    assert recipe != configs[0].recipe
-    changed = dataclasses.replace(configs[0], recipe=recipe)
-    assert (cache_key(changed) == cache_key(configs[0])) is (name in PROSE)
-    same_step = step_of(changed, tmp_path).unique_id == step_of(configs[0], tmp_path).unique_id
-    assert same_step is (name in PROSE)
-
-
-@pytest.mark.parametrize("library", ["torch", "transformers", "accelerate", "deepspeed"])
-def test_another_library_is_another_measurement(library, configs, tmp_path, monkeypatch):
-    before = cache_key(configs[0])
-    monkeypatch.syspath_prepend(tmp_path)
-    assert cache_key(configs[0]) == before
-    install(tmp_path, library, "999.1")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert library_versions()[library] == "999.1"
-    assert cache_key(configs[0]) != before
-
-
-def test_an_unrelated_library_changes_nothing(configs, tmp_path, monkeypatch):
-    before = cache_key(configs[0])
-    install(tmp_path, "polars", "999.1")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert version("polars") == "999.1"
-    assert cache_key(configs[0]) == before
-
-
-def test_versions_are_those_installed(monkeypatch, tmp_path):
-    names = ("torch", "transformers", "accelerate", "deepspeed")
-    assert library_versions() == {name: version(name) for name in names}
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert library_versions() == dict.fromkeys(names, "not installed")
-
-
-def test_the_key_is_canonical_json_without_labels(configs):
-    key = cache_key(configs[-1])
-    assert json.dumps(json.loads(key), sort_keys=True, separators=(",", ":")) == key
-    assert set(json.loads(key)) == {
-        *("hardware", "recipe", "method", "batch_tolerance", "arguments", "versions")
-    }
-    assert configs[-1].method.sharding.label not in key
-    assert configs[-1].recipe.source not in key
-
-
-@pytest.mark.parametrize("gpus", [1, 2])
-def test_each_setting_of_a_grid_has_its_own_key(gpus):
-    keys = []
-    for num_nodes, gpu_type in ((1, "h200"), (1, "h100"), (2, "h200")):
-        machine = Hardware(num_nodes=num_nodes, gpus_per_node=gpus, gpu_type=gpu_type)
-        for recipe in (MODELS["mamba"], MODELS["pythia-14m"]):
-            for method, why in grid(machine, recipe, MethodSpace.ALL):
-                if not why:
-                    config = TrainingConfig(hardware=machine, recipe=recipe, method=method)
-                    keys += [cache_key(config)]
-                    keys += [cache_key(dataclasses.replace(config, batch_tolerance=0.01))]
-    assert len(set(keys)) == len(keys) > 100
 
 
 def test_how_it_is_measured_does_not_change_the_step(configs, tmp_path):
@@ -150,7 +41,8 @@ def test_a_step_is_measured_once(configs, measurer, tmp_path):
     assert measurer.taken() == []
     assert json.dumps(again) == json.dumps(record)
     assert config_of(again) == configs[0]
-    assert again["versions"] == library_versions()
+    assert again["versions"] == library_versions(configs[0])
+    assert again["key"] == cache_key(configs[0])
     assert not is_cached(step_of(configs[1], tmp_path), workspace)
 
 

@@ -11,7 +11,6 @@ from academic_pretraining.benchmarking.probes import Probe, Purpose
 from academic_pretraining.errors import (
     AcademicPretrainingError,
     HardwareMismatchError,
-    InvalidFileError,
     MeasurementError,
 )
 from academic_pretraining.results import config_of
@@ -234,11 +233,4 @@ def test_an_unusable_workspace_is_refused_with_advice(configs, measurer, log, tm
     start = re.escape(f"the workspace {tmp_path / 'file'} cannot be used (")
     end = re.escape("): name another folder with TANGO_WORKSPACE_DIR")
     assert re.fullmatch(f"{start}.+{end}", str(caught.value))
-    for use in (incomplete, lambda _, workspace: read_records(workspace)):
-        with pytest.raises(InvalidFileError) as caught:
-            use(configs, tmp_path / "file")
-        assert str(caught.value) == (
-            f"the workspace {tmp_path / 'file'} is a file: "
-            "name a folder with TANGO_WORKSPACE_DIR"
-        )
     assert measurer.taken() == []

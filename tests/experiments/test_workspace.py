@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -7,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from academic_pretraining.benchmarking.effort import QUICK
+from academic_pretraining.config import config_to_dict
+from academic_pretraining.errors import InvalidFileError
 from academic_pretraining.results import config_of, frame
 from experiments.steps import MeasureContext, measure_step
 from experiments.sweep import sweep
-from experiments.workspace import Unreadable, read_records
+from experiments.workspace import Unreadable, incomplete, read_records
 
 DATA, METADATA = "data.json", "cache-metadata.json"
 
@@ -188,3 +191,58 @@ def test_other_files_in_the_cache_are_left_alone(folder, configs):
     records, unreadable = read_records(folder)
     assert unreadable == []
     assert methods(records) == labels(configs)
+
+
+def test_what_has_a_result_of_its_key_is_complete(folder, configs):
+    assert incomplete(configs, folder) == []
+    within = [dataclasses.replace(config, batch_tolerance=0.01) for config in configs]
+    assert incomplete(within, folder) == []
+    recipe = dataclasses.replace(configs[0].recipe, learning_rate=1.0)
+    changed = [dataclasses.replace(config, recipe=recipe) for config in configs]
+    assert incomplete([*configs, *changed], folder) == changed
+
+
+@pytest.mark.parametrize("key", [None, "", "another"])
+def test_a_result_without_its_key_is_none_of_this_setting(folder, configs, key):
+    data = result_of(configs[1], folder) / DATA
+    record = json.loads(data.read_text())
+    if key is None:
+        del record["key"]
+    else:
+        record["key"] = key
+    data.write_text(json.dumps(record))
+    assert len(read_records(folder)[0]) == 4
+    assert incomplete(configs, folder) == [configs[1]]
+
+
+def test_a_result_that_cannot_be_read_is_incomplete(folder, configs):
+    (result_of(configs[2], folder) / DATA).write_text("{")
+    assert incomplete(configs, folder) == [configs[2]]
+
+
+def test_what_is_incomplete_is_told_without_torch_and_tango(folder, configs):
+    (result_of(configs[3], folder) / DATA).unlink()
+    code = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from academic_pretraining.config import config_from_dict\n"
+        "from experiments.workspace import incomplete\n"
+        "configs = [config_from_dict(data) for data in json.loads(sys.argv[2])]\n"
+        "missing = incomplete(configs, Path(sys.argv[1]))\n"
+        "assert not {'tango', 'torch', 'transformers'} & set(sys.modules)\n"
+        "print(*map(configs.index, missing))\n"
+    )
+    written = json.dumps([config_to_dict(config) for config in configs])
+    arguments = [sys.executable, "-c", code, str(folder), written]
+    reader = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert reader.stdout.split() == ["3"]
+
+
+def test_a_workspace_that_is_a_file_is_refused(configs, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for use in (read_records, lambda workspace: incomplete(configs, workspace)):
+        with pytest.raises(InvalidFileError) as caught:
+            use(tmp_path / "file")
+        assert str(caught.value) == (
+            f"the workspace {tmp_path / 'file'} is a file: name a folder with TANGO_WORKSPACE_DIR"
+        )

@@ -156,7 +156,7 @@ def made_up() -> Callable[..., dict[str, Any]]:
             skipped_steps=0,
             peak_bytes=3 * 2**30,
             reserved_bytes=4 * 2**30,
-            compiled=False,
+            compiled=compile_state in ("on", "no graph"),
             compiled_graphs=1,
             mfu=0.25,
         )
@@ -180,6 +180,29 @@ def made_up() -> Callable[..., dict[str, Any]]:
         return to_record(config, measurement, versions={"torch": "2"}, measured_at=measured_at)
 
     return make
+
+
+@pytest.fixture
+def see_gpus(cli, monkeypatch) -> Callable[..., None]:
+    """Give this machine GPUs with these names, as nvidia-smi would list them."""
+
+    def see(*names: str) -> None:
+        folder = cli.folder.parent / "bin"
+        folder.mkdir()
+        lines = [f"{i}, GPU-{i}, {name}, 0, 81920" for i, name in enumerate(names)]
+        smi = folder / "nvidia-smi"
+        smi.write_text("\n".join(["#!/bin/sh", "cat <<END", *lines, "END", ""]))
+        smi.chmod(0o755)
+        hidden = type(cli).environment
+
+        def environment(*, torch: bool = False) -> dict[str, str]:
+            found = hidden(cli, torch=torch)
+            del found["CUDA_VISIBLE_DEVICES"]
+            return found | {"PATH": f"{folder}{os.pathsep}{found['PATH']}"}
+
+        monkeypatch.setattr(cli, "environment", environment)
+
+    return see
 
 
 @pytest.fixture

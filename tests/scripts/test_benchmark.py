@@ -2,8 +2,13 @@ import re
 
 import pytest
 
+from academic_pretraining.benchmarking.effort import Effort
+from academic_pretraining.config import TrainingConfig
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method
+from academic_pretraining.models import MODELS
+from experiments.report import Progress
+from experiments.sweep import sweep
 
 GPUS = ("--gpu-type", "a100", "--gpus-per-node")
 CPU = ("--gpu-type", "cpu")
@@ -15,11 +20,6 @@ REFUSED = {
         (*GPUS, 2, "--slurm"),
         "--slurm is not available yet: run on the machine itself",
     ),
-    "no GPU here": (
-        (*GPUS, 2),
-        "--gpu-type a100 --gpus-per-node 2 was given, but this machine has no GPU: "
-        "give --gpu-type cpu",
-    ),
     **{
         f"timing for {seconds} s": (
             (*CPU, "--timing-seconds", seconds),
@@ -30,14 +30,14 @@ REFUSED = {
     **{
         f"micro-batch {size}": (
             (*CPU, "--micro-batch-sizes", size),
-            f"--micro-batch-sizes {size} does not divide the global batch of 1024 over 1 GPUs: "
+            f"--micro-batch-sizes {size} does not divide the global batch of 1024 over 1 GPU: "
             "--cmd dry-run shows plans",
         )
         for size in (3, 0, -1, 2048)
     },
     "one micro-batch of three": (
         (*CPU, "--micro-batch-sizes", 1, 2, 5),
-        "--micro-batch-sizes 5 does not divide the global batch of 1024 over 1 GPUs: "
+        "--micro-batch-sizes 5 does not divide the global batch of 1024 over 1 GPU: "
         "--cmd dry-run shows plans",
     ),
     "three GPUs": (
@@ -70,12 +70,101 @@ def test_what_cannot_be_measured_is_refused_in_a_line(cli, case):
     assert cli.refuses("benchmark.py", *arguments) == message
 
 
-# A grid in which nothing is valid says so too, but with the reasons of its other points behind.
-@pytest.mark.parametrize("case", ["three GPUs", "no bf16", *(k for k in REFUSED if "toler" in k)])
-def test_the_whole_grid_is_refused_for_the_same_reason_first(cli, case):
+TOLERANCES = [case for case in REFUSED if case.startswith("tolerance")]
+
+
+# Where nothing in a grid is valid, only what bars all of it is said.
+@pytest.mark.parametrize("case", ["three GPUs", "more GPUs than examples", "no bf16", *TOLERANCES])
+@pytest.mark.parametrize("command", ["run", "print-incomplete"])
+def test_the_whole_grid_is_refused_for_the_same_reason(cli, case, command):
     arguments, message = REFUSED[case]
-    everything = [a if a != "naive" else "all" for a in arguments]
-    assert cli.refuses("benchmark.py", *everything).startswith(message)
+    everything = ["all" if a in ("naive", "free-lunch") else a for a in arguments]
+    assert cli.refuses("benchmark.py", *everything, "--cmd", command) == message
+
+
+@pytest.mark.parametrize("case", TOLERANCES)
+@pytest.mark.parametrize("command", ["count", "dry-run", "print-results"])
+def test_a_tolerance_is_checked_whatever_it_is_for(cli, case, command):
+    arguments, message = REFUSED[case]
+    assert cli.refuses("benchmark.py", *arguments, "--cmd", command) == message
+
+
+NO_GPU = (
+    "--gpu-type a100 --gpus-per-node 2 was given, but this machine has no GPU: give --gpu-type cpu"
+)
+
+
+def test_nothing_is_measured_on_another_machine(cli):
+    answer = cli("benchmark.py", *GPUS, 2, "--methods", "naive", torch=True)
+    assert (answer.status, answer.out, answer.err) == (2, "", f"error: {NO_GPU}\n")
+    assert [path.name for path in cli.files() if path.name == "data.json"] == []
+
+
+def test_what_was_measured_is_recalled_on_another_machine(cli, made_up, monkeypatch):
+    monkeypatch.setattr("experiments.steps.measure", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "experiments.steps.to_record", lambda *_, **__: made_up(ON_TWO, Method(), 2.0)
+    )
+    recipe = MODELS["pythia-160m"]
+    config = TrainingConfig(hardware=ON_TWO, recipe=recipe, method=Method())
+    assert sweep([config], cli.workspace, Effort(), Progress()).measured == 1
+    naive = (*GPUS, 2, "--methods", "naive")
+    answer = cli("benchmark.py", *naive, torch=True)
+    assert (answer.status, answer.err) == (0, "0 settings measured, 1 recalled\n")
+    assert "│ pythia-160m │ 2 x a100 │ naive  │ 8 x 64 " in answer.out
+    incomplete = cli("benchmark.py", *naive, "--cmd", "print-incomplete")
+    assert (incomplete.status, incomplete.out) == (0, "0 of 1 settings have no result\n")
+
+    more = cli("benchmark.py", *GPUS, 2, "--methods", "all", torch=True)
+    assert (more.status, more.out, more.err) == (2, "", f"error: {NO_GPU}\n")
+
+
+UNKNOWN = "this machine has a 'GeForce 9', which no GPU type stands for: add a row to gpus.py"
+MIXED = (
+    "this machine has different GPUs (NVIDIA A100-SXM4-80GB, NVIDIA H200), which train at the pace "
+    "of the slowest: choose equal ones with CUDA_VISIBLE_DEVICES"
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "warning"),
+    [
+        (["GeForce 9"], UNKNOWN),
+        (["GeForce 9", "GeForce 9"], UNKNOWN),
+        (["NVIDIA H200", "NVIDIA A100-SXM4-80GB"], MIXED),
+    ],
+)
+def test_a_newcomer_with_an_unknown_gpu_tries_the_cpu(cli, see_gpus, names, warning):
+    see_gpus(*names)
+    answer = cli("benchmark.py", "--cmd", "count")
+    assert answer.status == 0
+    assert answer.err == f"warning: {warning}; trying things out on the CPU\n"
+    assert answer.out == "3 settings to measure, 22 skipped\n"
+    for flags in (("--num-nodes", 1), ("--gpus-per-node", 2)):
+        assert cli.refuses("benchmark.py", *flags, "--cmd", "count") == warning
+    known = cli("benchmark.py", "--gpu-type", "a100", "--gpus-per-node", 2, "--cmd", "count")
+    assert (known.status, known.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings", "model"),
+    [
+        ((), 23, "pythia-14m"),
+        (("--gpus-per-node", 2), 23, "pythia-160m"),
+        (("--num-nodes", 1), 13, "pythia-160m"),
+        (("--gpu-type", "h200"), 13, "pythia-160m"),
+        (("--gpu-type", "cpu"), 3, "pythia-14m"),
+    ],
+)
+def test_what_is_not_given_is_detected_and_a_newcomer_gets_a_small_model(
+    cli, see_gpus, flags, settings, model
+):
+    see_gpus("NVIDIA H200", "NVIDIA H200")
+    count = cli("benchmark.py", *flags, "--cmd", "count")
+    assert (count.status, count.err) == (0, "")
+    assert count.out.startswith(f"{settings} settings to measure")
+    results = cli("benchmark.py", *flags, "--cmd", "print-results")
+    assert results.out.startswith(f"no results yet for {model} on this hardware")
 
 
 @pytest.mark.parametrize(
@@ -92,10 +181,9 @@ def test_what_is_of_the_wrong_kind_is_refused(cli, arguments, text):
     assert text in cli.cannot_parse("benchmark.py", *CPU, *arguments)
 
 
-@pytest.mark.parametrize("command", ["run", "print-incomplete"])
-def test_a_workspace_that_is_a_file_is_refused(cli, command):
+def test_a_workspace_that_is_a_file_is_refused(cli):
     cli.workspace.write_text("mine")
-    message = cli.refuses("benchmark.py", *CPU, "--cmd", command, torch=True)
+    message = cli.refuses("benchmark.py", *CPU, "--cmd", "run", torch=True)
     start = re.escape(f"the workspace {cli.workspace} cannot be used (")
     assert re.fullmatch(start + r".+\): name another folder with TANGO_WORKSPACE_DIR", message)
 
@@ -167,8 +255,7 @@ def test_results_are_printed_fastest_first(cli, remember, made_up):
 
 
 def test_all_is_incomplete_in_a_new_workspace(cli):
-    answer = cli(
-        "benchmark.py", *GPUS, 2, "--methods", "naive", "--cmd", "print-incomplete", torch=True
-    )
-    assert answer.status == 0
+    answer = cli("benchmark.py", *GPUS, 2, "--methods", "naive", "--cmd", "print-incomplete")
+    assert (answer.status, answer.err) == (0, "")
+    assert cli.files() == {cli.folder: None}
     assert answer.out == ("1 of 1 settings have no result\n  pythia-160m on 2 x a100: naive\n")

@@ -84,6 +84,29 @@ def test_what_is_required_is_asked_for(cli, script):
     assert all(f"{flag} " in text for flag in COMMANDS[script][::2])
 
 
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("benchmark.py", (*ON_A100, "--cmd", "print-incomplete")),
+        ("benchmark.py", (*ON_A100, "--cmd", "print-results")),
+        ("print_optimal_config.py", ON_A100),
+        ("to_training_arguments.py", ("--output", "args.json", *ON_A100, "--optimal")),
+        (
+            "to_training_arguments.py",
+            (
+                *("--output", "args.json", *ON_A100, "--micro-batch-size", 8),
+                *("--gradient-accumulation-steps", 64),
+            ),
+        ),
+    ],
+)
+def test_a_workspace_that_is_a_file_is_refused(cli, script, arguments):
+    cli.workspace.write_text("mine")
+    assert cli.refuses(script, *arguments) == (
+        f"the workspace {cli.workspace} is a file: name a folder with TANGO_WORKSPACE_DIR"
+    )
+
+
 @pytest.mark.parametrize("value", [None, ""])
 def test_without_a_name_the_workspace_is_in_the_folder(cli, monkeypatch, value):
     environment = cli.environment()

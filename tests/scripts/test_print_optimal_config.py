@@ -62,3 +62,12 @@ def test_without_a_workspace_too(cli):
         "no result yet for pythia-160m on 1 x 2 a100: run scripts/benchmark.py with the same "
         "flags first"
     )
+
+
+def test_an_older_recipe_does_not_win(cli, remember, made_up):
+    old = made_up(ON_TWO, SHARDED, 1.0, measured_at=2.0)
+    old["config"]["recipe"]["learning_rate"] = 1.0
+    remember(old, made_up(ON_TWO, SHARDED, 3.0))
+    answer = cli("print_optimal_config.py", *HARDWARE, "--model", "pythia-160m")
+    assert (answer.status, answer.err) == (0, "")
+    assert row(answer.out)["step_seconds"] == "3.0"

@@ -172,7 +172,7 @@ def test_the_measured_winner_is_what_its_flags_export(cli, remember, made_up):
         "step_seconds_standard_error": 0.01,
         "peak_bytes": 3 * 2**30,
         "mfu": 0.25,
-        "compile": "on",
+        "compiled": True,
     }
 
 
@@ -186,3 +186,25 @@ def test_a_winner_within_a_tolerance_needs_no_flag_for_it(cli, remember, made_up
     assert fields["per_device_train_batch_size"] == 11
     assert fields["gradient_accumulation_steps"] == 31
     assert setting["prediction"]["step_seconds"] == 3.0
+
+
+# The plan that was measured, and another one.
+@pytest.mark.parametrize("size", [8, 16])
+@pytest.mark.parametrize(("state", "compiled"), [("on", True), ("failed", False)])
+def test_what_failed_to_compile_is_exported_without(cli, remember, made_up, size, state, compiled):
+    remember(made_up(ON_TWO, METHOD, 2.0, compile_state=state))
+    batch = ("--micro-batch-size", size, "--gradient-accumulation-steps", 512 // size)
+    answer = cli(SCRIPT, "--output", "deep/args.json", *TARGET, *METHOD_FLAGS, *batch)
+    assert (answer.status, answer.err) == (0, "")
+    assert answer.out.endswith(", predicted 2 s a step\n") is (size == 8)
+    fields, setting = read(cli)
+    assert fields["torch_compile"] is compiled
+    assert (setting["prediction"] is not None) is (size == 8)
+
+
+def test_the_winner_of_an_older_recipe_is_not_exported(cli, remember, made_up):
+    old = made_up(ON_TWO, METHOD, 2.0)
+    old["config"]["recipe"]["learning_rate"] = 1.0
+    remember(old)
+    arguments, message = REFUSED["optimal without results"]
+    assert cli.refuses(SCRIPT, "--output", "args.json", *arguments) == message

@@ -1,10 +1,14 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 SCRIPT = "training.py"
+SOURCE = Path(__file__).resolve().parents[2] / "scripts" / SCRIPT
+ON_CPU = {"num_nodes": 1, "gpus_per_node": 1, "gpu_type": "cpu"}
+ON_TWO = {"num_nodes": 1, "gpus_per_node": 2, "gpu_type": "a100"}
 WRITE = "write one with scripts/to_training_arguments.py"
 VIT = ("--output-dir", "run", "--model-type", "vit", "--training-arguments", "args.json")
 
@@ -50,7 +54,9 @@ def test_the_other_file_must_be_readable_too(cli):
 
 def test_another_model_than_the_exported_one_is_refused(cli):
     (cli.folder / "args.json").write_text("{}")
-    (cli.folder / "args.setting.json").write_text(json.dumps({"model": "pythia-14m"}))
+    (cli.folder / "args.setting.json").write_text(
+        json.dumps({"model": "pythia-14m", "hardware": ON_CPU})
+    )
     assert cli.refuses(SCRIPT, *VIT) == (
         "args.json was exported for pythia-14m, but --model-type is vit: give the same model"
     )
@@ -62,6 +68,108 @@ def test_a_field_that_training_arguments_lack_is_named(cli):
         "args.json holds 'sharpness', which is no field of TrainingArguments: write the file with "
         "scripts/to_training_arguments.py"
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"seed": "many"}, "seed"),
+        ({"learning_rate": None}, "learning_rate"),
+        ({"learning_rate": "1e-3"}, "learning_rate"),
+        ({"per_device_train_batch_size": [8]}, "per_device_train_batch_size"),
+        ({"max_steps": True}, "max_steps"),
+    ],
+    ids=str,
+)
+def test_a_field_that_must_be_a_number_is_named(cli, fields, name):
+    (cli.folder / "args.json").write_text(json.dumps(fields))
+    assert cli.refuses(SCRIPT, *VIT, torch=True) == (
+        f"args.json says {name} is {fields[name]!r}, but it must be a number: write the file with "
+        "scripts/to_training_arguments.py"
+    )
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *({}, {"hardware": None}, {"model": "vit", "hardware": {}}, {"hardware": [1, 2, "a100"]}),
+        {"hardware": {"num_nodes": 1, "gpu_type": "a100"}},
+    ],
+    ids=str,
+)
+def test_a_setting_without_its_hardware_is_refused(cli, setting):
+    (cli.folder / "args.json").write_text("{}")
+    (cli.folder / "args.setting.json").write_text(json.dumps(setting))
+    assert cli.refuses(SCRIPT, *VIT) == (
+        f"args.setting.json does not say for which hardware it is: {WRITE}"
+    )
+
+
+@pytest.mark.parametrize("name", ["gpus_per_node", "gpu_type"])
+@pytest.mark.parametrize("value", [None, "two", []], ids=str)
+def test_hardware_of_another_kind_is_refused(cli, name, value):
+    (cli.folder / "args.json").write_text("{}")
+    (cli.folder / "args.setting.json").write_text(json.dumps({"hardware": ON_TWO | {name: value}}))
+    assert cli.refuses(SCRIPT, *VIT)
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+def test_a_setting_for_gpus_is_refused_without_them(cli, nodes):
+    (cli.folder / "args.json").write_text("{}")
+    (cli.folder / "args.setting.json").write_text(
+        json.dumps({"hardware": ON_TWO | {"num_nodes": nodes}})
+    )
+    assert cli.refuses(SCRIPT, *VIT).startswith(
+        "--gpu-type a100 --gpus-per-node 2 was given, but this machine has no GPU: "
+    )
+
+
+def test_a_setting_for_other_gpus_is_refused(cli, see_gpus):
+    see_gpus("NVIDIA H200", "NVIDIA H200")
+    (cli.folder / "args.json").write_text("{}")
+    (cli.folder / "args.setting.json").write_text(json.dumps({"hardware": ON_TWO}))
+    assert cli.refuses(SCRIPT, *VIT).startswith(
+        "--gpu-type a100 --gpus-per-node 2 was given, but this machine has 'NVIDIA H200': "
+    )
+
+
+@pytest.mark.parametrize("workers", [0, -1, -8])
+def test_fewer_than_one_worker_is_refused(cli, workers):
+    (cli.folder / "args.json").write_text("{}")
+    assert cli.refuses(SCRIPT, *VIT, "--launcher.workers-per-host", workers) == (
+        f"--launcher.workers-per-host is {workers}, but must be at least 1"
+    )
+
+
+@pytest.mark.parametrize("there", [(), ("run",), ("run/logs", "run/speed.json")], ids=str)
+def test_there_is_nothing_to_resume_without_a_checkpoint(cli, there):
+    (cli.folder / "args.json").write_text("{}")
+    for name in there:
+        (cli.folder / name).mkdir(parents=True)
+    assert cli.refuses(SCRIPT, *VIT, "--resume") == (
+        "--resume was given, but run holds no checkpoint: leave it out to begin"
+    )
+
+
+@pytest.mark.parametrize("folder", ["file", "file/run"])
+def test_an_output_folder_that_is_a_file_is_refused(cli, folder):
+    (cli.folder / "args.json").write_text("{}")
+    (cli.folder / "file").write_text("mine")
+    message = cli.refuses(SCRIPT, "--output-dir", folder, *VIT[2:])
+    assert message == (
+        f"{folder} cannot be a folder for checkpoints, for it is a file or below one: name another"
+    )
+
+
+def test_a_copy_alone_in_a_project_runs(cli):
+    folder = cli.folder / "project"
+    folder.mkdir()
+    shutil.copy(SOURCE, folder / "mine.py")
+    answer = cli(str(folder / "mine.py"), "--help")
+    assert (answer.status, answer.err) == (0, "")
+    assert "--training-arguments" in answer.out
+    message = cli.refuses(str(folder / "mine.py"), *VIT)
+    assert message.startswith("args.json is not a readable JSON file (")
 
 
 @pytest.mark.parametrize("steps", [0, -1])
@@ -85,6 +193,6 @@ def test_what_is_of_the_wrong_kind_is_refused(cli, arguments, text):
 
 
 def test_the_data_are_to_be_put_in_one_marked_place():
-    source = (Path(__file__).resolve().parents[2] / "scripts" / SCRIPT).read_text()
+    source = SOURCE.read_text()
     assert source.count("YOUR DATA") == 2
     assert '"""YOUR DATA: ' in source

@@ -57,4 +57,5 @@ def speed_text(report: dict[str, Any]) -> str:
 
 def write_speed(report: dict[str, Any], output_dir: Path) -> None:
     """Keep a report as `speed.json`."""
+    output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "speed.json").write_text(json.dumps(report, indent=2) + "\n")
