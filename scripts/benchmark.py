@@ -102,6 +102,11 @@ def _run(
             f"GPU{'s' * (hardware.world_size > 1)}: --cmd dry-run shows plans"
         )
 
+    from experiments.workspace import incomplete
+
+    if incomplete(configs, workspace_dir()):
+        check_hardware(hardware, os.environ)
+
     from academic_pretraining.benchmarking.effort import QUICK, Effort
     from experiments.report import Progress
     from experiments.sweep import sweep
@@ -112,13 +117,7 @@ def _run(
         micro_batch_sizes=micro_batch_sizes or effort.micro_batch_sizes,
         timing_seconds=timing_seconds or effort.timing_seconds,
     )
-    end = sweep(
-        configs,
-        workspace_dir(),
-        effort,
-        Progress(),
-        check=lambda: check_hardware(hardware, os.environ),
-    )
+    end = sweep(configs, workspace_dir(), effort, Progress())
     recalled = len(end.records) - end.measured
     print(f"{end.measured} settings measured, {recalled} recalled", file=sys.stderr)
     _print_results(hardware, recipe.name)
