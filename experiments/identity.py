@@ -4,7 +4,7 @@ import json
 from importlib.metadata import PackageNotFoundError, version
 
 from academic_pretraining.config import TrainingConfig, config_to_dict
-from academic_pretraining.models.recipe import PROSE_FIELDS
+from academic_pretraining.models.recipe import without_prose
 from academic_pretraining.training_arguments import training_arguments_fields
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "deepspeed")
@@ -30,7 +30,7 @@ def cache_key(config: TrainingConfig) -> str:
     identity = config_to_dict(config)
     del identity["batch_tolerance"]
     identity["global_batch_size"] = config.global_batch_size
-    identity["recipe"] = {k: v for k, v in identity["recipe"].items() if k not in PROSE_FIELDS}
+    identity["recipe"] = without_prose(identity["recipe"])
     identity["arguments"] = training_arguments_fields(config, config.plan_at(1))
     identity["versions"] = library_versions(config)
     return json.dumps(identity, sort_keys=True, separators=(",", ":"))

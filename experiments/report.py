@@ -88,7 +88,6 @@ class Progress:
         self._began = time.monotonic()
         self._durations: list[float] = []
         self._best: tuple[float, str] | None = None
-        self._heading = ""
 
     def starts(self, index: int, total: int, left: int, config: TrainingConfig) -> None:
         """Announce a setting; `left` counts those to measure, this one included."""
@@ -100,8 +99,7 @@ class Progress:
         best = ""
         if self._best:
             best = f", best so far {seconds(self._best[0])} a step ({self._best[1]})"
-        self._heading = f"[{index}/{total}] {config.method.label}"
-        self._console.print(f"{self._heading}{time_left}{best}", markup=False, soft_wrap=True)
+        self._print(f"[{index}/{total}] {config.method.label}{time_left}{best}")
 
     def recalls(self, config: TrainingConfig, record: dict[str, Any]) -> None:
         """Let an earlier result compete for the best one."""
@@ -110,26 +108,28 @@ class Progress:
 
     def probes(self, probe: "Probe") -> None:
         """Say what the setting is doing."""
-        elapsed = seconds(time.monotonic() - self._began)
-        self._console.print(f"    {elapsed:>8}  {probe.description}", markup=False, soft_wrap=True)
+        self._say(time.monotonic() - self._began, probe.description)
 
     def ends(self, config: TrainingConfig, record: dict[str, Any] | None, note: str) -> None:
         """Say how the setting ended."""
-        self._durations.append(time.monotonic() - self._began)
-        elapsed = seconds(self._durations[-1])
+        elapsed = time.monotonic() - self._began
+        self._durations.append(elapsed)
         if record is None:
-            self._console.print(f"    {elapsed:>8}  failed: {note}", markup=False, soft_wrap=True)
+            self._say(elapsed, f"failed: {note}")
             return
         best = record["measurement"]["best"]
         if best is None:
-            self._console.print(f"    {elapsed:>8}  out of memory", markup=False, soft_wrap=True)
+            self._say(elapsed, "out of memory")
             return
-        step = best["step_seconds"]
         plan = f"{best['micro_batch_size']} x {best['gradient_accumulation_steps']}"
-        self._console.print(
-            f"    {elapsed:>8}  {seconds(step)} a step at {plan}", markup=False, soft_wrap=True
-        )
-        self._offer(step, config)
+        self._say(elapsed, f"{seconds(best['step_seconds'])} a step at {plan}")
+        self._offer(best["step_seconds"], config)
+
+    def _say(self, elapsed: float, text: str) -> None:
+        self._print(f"    {seconds(elapsed):>8}  {text}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, soft_wrap=True)
 
     def _offer(self, step_seconds: float, config: TrainingConfig) -> None:
         if self._best is None or step_seconds < self._best[0]:

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -73,12 +73,18 @@ def hardware_from(
     )
 
 
-def results() -> "pl.DataFrame":
-    """Read all results of the workspace; what cannot be read is named on stderr."""
-    from academic_pretraining.results import frame
+def records() -> list[dict[str, Any]]:
+    """Read all records of the workspace; what cannot be read is named on stderr."""
     from experiments.workspace import read_records
 
-    records, unreadable = read_records(workspace_dir())
+    readable, unreadable = read_records(workspace_dir())
     for result in unreadable:
         print(f"warning: {result.path} is left out: {result.reason}", file=sys.stderr)
-    return frame(records)
+    return readable
+
+
+def results() -> "pl.DataFrame":
+    """Read all results of the workspace, as `records` does, into one frame."""
+    from academic_pretraining.results import frame
+
+    return frame(records())

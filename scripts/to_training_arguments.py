@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from _cli import GpuName, ModelName, ShardingName, results, run, workspace_dir
+from _cli import GpuName, ModelName, ShardingName, records, run, workspace_dir
 
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import InvalidConfigError
@@ -59,10 +59,12 @@ def main(
             "--optimal takes the measured winner: leave the method and batch flags out"
         )
     recipe = get_model(model)
+    measured = None
     if optimal:
-        from academic_pretraining.results import fastest, method_of
+        from academic_pretraining.results import fastest, frame, method_of
 
-        row = fastest(results(), hardware, model).row(0, named=True)
+        measured = records()
+        row = fastest(frame(measured), hardware, model).row(0, named=True)
         method = method_of(row)
         micro_batch_size, gradient_accumulation_steps = (
             row["micro_batch_size"],
@@ -82,7 +84,9 @@ def main(
     from experiments.export import export
     from experiments.workspace import read_records
 
-    predicted = export(output, config, plan, read_records(workspace_dir())[0])
+    if measured is None:
+        measured = read_records(workspace_dir())[0]
+    predicted = export(output, config, plan, measured)
     print(
         f"{output}: {config.label}, micro-batch {plan.micro_batch_size} x accumulation "
         f"{plan.gradient_accumulation_steps}"

@@ -19,7 +19,7 @@ from academic_pretraining.errors import NoResultsError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.models import MODELS
-from academic_pretraining.models.recipe import PROSE_FIELDS
+from academic_pretraining.models.recipe import without_prose
 
 RECORD_VERSION = 1
 
@@ -244,7 +244,7 @@ def _current(model: str) -> str:
 
 
 def _identity(recipe: dict[str, Any]) -> str:
-    return json.dumps({k: v for k, v in recipe.items() if k not in PROSE_FIELDS}, sort_keys=True)
+    return json.dumps(without_prose(recipe), sort_keys=True)
 
 
 def method_of(row: dict[str, Any]) -> Method:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
+from academic_pretraining.benchmarking.ranks import gather
 from academic_pretraining.benchmarking.timing import StepTimer
 
 
@@ -20,11 +20,7 @@ def speed_report(timer: StepTimer, predicted: dict[str, Any] | None) -> dict[str
         prediction; step_seconds is `None` where no step was timed.
     """
     cuda = timer.cuda
-    mine = (timer.samples(), torch.cuda.max_memory_allocated() if cuda else None)
-    everyone: list[Any] = [mine]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        everyone = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, mine)
+    everyone = gather((timer.samples(), torch.cuda.max_memory_allocated() if cuda else None))
     steps = [
         max(sample.seconds for sample in step)
         for step in zip(*(samples for samples, _ in everyone), strict=True)

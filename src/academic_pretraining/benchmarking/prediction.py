@@ -63,7 +63,7 @@ def waiting_bytes(config: TrainingConfig, probe: Probe) -> int:
 
 def predicted_step_time(config: TrainingConfig, result: ProbeResult) -> StepTime:
     """Step time at the real accumulation, from one timing."""
-    plan = {p.micro_batch_size: p for p in config.plans()}[result.probe.micro_batch_size]
+    plan = config.plan_at(result.probe.micro_batch_size)
     return fit_step_time(result.samples, plan.gradient_accumulation_steps)
 
 

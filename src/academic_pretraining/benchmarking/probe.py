@@ -4,10 +4,8 @@ import gc
 import resource
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import Trainer, TrainingArguments
 
 from academic_pretraining.benchmarking.build import build_model, synthetic_dataset
@@ -19,6 +17,7 @@ from academic_pretraining.benchmarking.probes import (
     ProbeResult,
     StepSample,
 )
+from academic_pretraining.benchmarking.ranks import gather
 from academic_pretraining.benchmarking.timing import StepTimer
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.training_arguments import training_arguments_fields
@@ -67,7 +66,7 @@ def run_probe(
     _clean_up(cuda)
     mine["leftover_bytes"] = torch.cuda.memory_allocated() if cuda else 0
     mine["device_bytes"] = device_bytes(cuda)
-    everyone = _gather(mine)
+    everyone = gather(mine)
     return ProbeResult(
         probe=probe,
         outcome=Outcome.OK,
@@ -146,14 +145,6 @@ def _clean_up(cuda: bool) -> None:
 def _compiled_graphs() -> int:
     # There is no public count of compiled graphs; tests/benchmarking/test_probe.py holds this down.
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
-
-
-def _gather(mine: dict[str, Any]) -> list[dict[str, Any]]:
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [mine]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return everyone
 
 
 def _slowest(ranks: list[list[StepSample]]) -> tuple[StepSample, ...]:

@@ -27,6 +27,11 @@ class Task(enum.StrEnum):
 PROSE_FIELDS = ("source", "note", "parameter_count", "parameter_count_source")
 
 
+def without_prose(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep of a recipe, written as JSON types, what decides a measurement."""
+    return {name: value for name, value in recipe.items() if name not in PROSE_FIELDS}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
     """One model as published: architecture, batch, optimizer and schedule.
