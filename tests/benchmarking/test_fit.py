@@ -25,7 +25,7 @@ def sample(accumulation: int, seconds: float, *, skipped: bool = False) -> StepS
 
 @given(a=seconds, b=seconds, low=accumulations, high=accumulations, real=accumulations)
 def test_exact_steps_give_back_what_they_were_made_of(a, b, low, high, real):
-    assume(low < high)
+    assume(low < high <= 8 * low)
     samples = [sample(n, a * n + b) for n in (high, high, low, high, low)]
     fitted = fit_step_time(samples, real)
     assert fitted.micro_step_seconds == pytest.approx(a, rel=1e-6, abs=1e-9 * b)
@@ -48,7 +48,7 @@ def test_a_single_accumulation_is_scaled_as_a_whole(step, timed, real):
 
 @given(
     groups=st.dictionaries(
-        st.integers(1, 64), st.lists(st.floats(0.5, 2), min_size=2, max_size=9), min_size=2
+        st.integers(8, 64), st.lists(st.floats(0.5, 2), min_size=2, max_size=9), min_size=2
     ),
     real=st.integers(8, 512),
 )
@@ -90,6 +90,12 @@ def test_at_the_longest_timed_accumulation_only_its_own_steps_count():
     fitted = fit_step_time(samples, 8)
     assert fitted.seconds == pytest.approx(1.1)
     assert not fitted.extrapolated
+
+
+def test_steps_far_shorter_than_the_longest_are_left_out():
+    samples = [sample(32, 3.2), sample(32, 3.3), sample(4, 0.5), sample(4, 0.5)]
+    assert fit_step_time([sample(3, 9.0), *samples], 64) == fit_step_time(samples, 64)
+    assert fit_step_time([sample(1, 9.0), *samples[:2]], 64).seconds == pytest.approx(6.5)
 
 
 def test_skipped_steps_are_left_out():

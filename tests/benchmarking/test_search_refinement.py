@@ -29,7 +29,7 @@ from academic_pretraining.models import get_model
 GIB = 2**30
 NOISY, QUIET = 0.05, 0.0001
 PATIENT = Effort(
-    timing_seconds=12.0, low=2, high_steps=3, epochs=3, relative_error=0.007, most_refinements=2
+    timing_seconds=20.0, high_steps=3, epochs=3, relative_error=0.007, most_refinements=2
 )
 AT_8 = dataclasses.replace(PATIENT, micro_batch_sizes=(8,))
 
@@ -88,7 +88,7 @@ def lengths(history: list[ProbeResult]) -> list[tuple[int, int]]:
 def test_noisy_steps_lead_to_longer_ones_up_to_the_real_one():
     # 64 is the real accumulation, after which nothing is left to extrapolate.
     history = search(config_on(), dataclasses.replace(AT_8, most_refinements=9), NOISY)
-    assert lengths(history) == [(2, 4), (4, 16), (16, 64)]
+    assert lengths(history) == [(1, 4), (4, 16), (16, 64)]
     first, *rest = (r.probe for r in history)
     for probe in rest:
         # The deadline grows with the steps.
@@ -98,13 +98,13 @@ def test_noisy_steps_lead_to_longer_ones_up_to_the_real_one():
 
 
 def test_quiet_steps_lead_to_none():
-    assert lengths(search(config_on(), AT_8, QUIET)) == [(2, 4)]
+    assert lengths(search(config_on(), AT_8, QUIET)) == [(1, 4)]
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 4, 9])
 def test_there_are_never_more_than_asked_for(most):
     effort = dataclasses.replace(PATIENT, micro_batch_sizes=(1,), most_refinements=most)
-    runs = [(2, 4), (4, 16), (16, 64), (64, 256), (256, 512)]
+    runs = [(1, 4), (4, 16), (16, 64), (64, 256), (256, 512)]
     assert lengths(search(config_on(), effort, NOISY)) == runs[: 1 + most]
 
 
@@ -147,7 +147,9 @@ def test_the_prediction_gets_better():
 def test_only_the_best_size_is_refined(slow_from, best):
     effort = dataclasses.replace(PATIENT, micro_batch_sizes=(8, 16))
     history = search(config_on("a100"), effort, NOISY, slow_from)
-    assert [r.probe.micro_batch_size for r in history] == [16, 8, best, best]
+    sizes = [r.probe.micro_batch_size for r in history]
+    assert sizes[:2] == [16, 8]
+    assert set(sizes[2:]) == {best}
     assert history[2].probe.high > max(r.probe.high for r in history[:2])
 
 

@@ -12,7 +12,7 @@ class Effort:
         most_timings: micro-batch sizes to time at most.
         relative_error: standard error of the real step over its seconds that is good enough.
         most_refinements: longer runs at the best micro-batch to come there, at most.
-        low, high_steps, epochs, warm_up_steps: shape of a timing run, as in `Probe`.
+        high_steps, epochs, warm_up_steps: shape of a timing run, as in `Probe`.
         usable_memory: share of the device's memory that a predicted peak may fill.
         micro_batch_sizes: sizes to consider; empty for all that divide the batch.
         memory_deadline_seconds: limit of a memory probe.
@@ -24,9 +24,8 @@ class Effort:
     most_timings: int = 4
     relative_error: float = 0.01
     most_refinements: int = 1
-    low: int = 1
-    high_steps: int = 4
-    epochs: int = 2
+    high_steps: int = 6
+    epochs: int = 1
     warm_up_steps: int = 2
     usable_memory: float = 0.94
     micro_batch_sizes: tuple[int, ...] = ()
@@ -40,6 +39,7 @@ QUICK = Effort(
     micro_batch_sizes=(1,),
     most_refinements=0,
     high_steps=2,
+    epochs=2,
     warm_up_steps=1,
 )
 """For a CPU: enough to see a table."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from academic_pretraining.benchmarking.probes import StepSample
 
+_SHORTEST_SHARE = 1 / 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
@@ -33,7 +35,9 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
     """Fit timed steps and evaluate them at the real accumulation.
 
     Steps with an fp16 overflow are left out: the optimizer does not run in them, and a training
-    has few. With one accumulation only, its mean is the answer, and a and b stay undivided.
+    has few. So are steps with a small share of the longest one's micro-batches, from before a run
+    was lengthened: a step's first micro-batches cost more than the rest. With one accumulation
+    only, its mean is the answer, and a and b stay undivided.
 
     Args:
         samples: steps, best with different accumulations.
@@ -49,6 +53,7 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
     for sample in usable:
         groups.setdefault(sample.accumulation, []).append(sample.seconds)
     longest = max(groups)
+    groups = {n: values for n, values in groups.items() if n >= _SHORTEST_SHARE * longest}
     extrapolated = accumulation > longest
     noise = _relative_noise(groups)
     spread = _spread(groups[longest])
@@ -57,7 +62,7 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
         seconds = statistics.fmean(groups[longest]) * accumulation / longest
         return StepTime(
             seconds=seconds,
-            standard_error_seconds=seconds * noise / math.sqrt(len(usable)),
+            standard_error_seconds=seconds * noise / math.sqrt(len(groups[longest])),
             spread=spread,
             micro_step_seconds=seconds / accumulation,
             overhead_seconds=0.0,
