@@ -102,6 +102,8 @@ def made_up(config: TrainingConfig, number: int) -> dict[str, Any]:
         compiled=True,
         compiled_graphs=1,
         mfu=0.3,
+        data_share=0.01,
+        optimizer_share=0.02,
     )
     measurement = Measurement(
         outcome="measured",
@@ -115,6 +117,7 @@ def made_up(config: TrainingConfig, number: int) -> dict[str, Any]:
         out_of_memory_free_bytes=None,
         kernels="sdpa",
         model_flops_per_example=10**12,
+        ceiling_flops=7e14,
         device_name="made up",
         device_bytes=2**37,
         seconds={"all": 60.0},

@@ -25,12 +25,13 @@ def main(
     batch_tolerance: float = 0.0,
     micro_batch_sizes: tuple[int, ...] = (),
     timing_seconds: float | None = None,
+    detail: bool = False,
 ) -> int:
     """Measure which Trainer settings train a model fastest on given hardware.
 
     Without hardware flags, this machine is detected. Results are kept in TANGO_WORKSPACE_DIR
     (tango_workspace/): the same command goes on where it was stopped, and a setting that has a
-    result is not measured again, whatever the last two flags say.
+    result is not measured again, whatever --micro-batch-sizes and --timing-seconds say.
 
     Args:
         num_nodes: machines.
@@ -43,6 +44,7 @@ def main(
         batch_tolerance: allowed relative departure from the recipe's global batch.
         micro_batch_sizes: sizes to consider instead of all that divide the batch.
         timing_seconds: wished length of each timing run.
+        detail: print also where the FLOPs and the time of a step go.
     """
     if slurm:
         raise InvalidConfigError("--slurm is not available yet: run on the machine itself")
@@ -73,7 +75,7 @@ def main(
 
             print(*grid_lines(points, configs), summary, sep="\n")
         case "print-results":
-            _print_results(hardware, recipe.name)
+            _print_results(hardware, recipe.name, detail)
         case _ if not configs:
             # What bars every method; there is something, for naive breaks no rule of its own.
             raise InvalidConfigError(*(r for r in points[0][1] if all(r in p[1] for p in points)))
@@ -84,7 +86,7 @@ def main(
             print(f"{len(missing)} of {len(configs)} settings have no result")
             print(*(f"  {config.label}\n" for config in missing), sep="", end="")
         case "run":
-            return _run(list(configs.values()), micro_batch_sizes, timing_seconds)
+            return _run(list(configs.values()), micro_batch_sizes, timing_seconds, detail)
     return 0
 
 
@@ -92,6 +94,7 @@ def _run(
     configs: list[TrainingConfig],
     micro_batch_sizes: tuple[int, ...],
     timing_seconds: float | None,
+    detail: bool,
 ) -> int:
     hardware, recipe = configs[0].hardware, configs[0].recipe
     possible = {plan.micro_batch_size for plan in configs[0].plans()}
@@ -120,17 +123,17 @@ def _run(
     end = sweep(configs, workspace_dir(), effort, Progress())
     recalled = len(end.records) - end.measured
     print(f"{end.measured} settings measured, {recalled} recalled", file=sys.stderr)
-    _print_results(hardware, recipe.name)
+    _print_results(hardware, recipe.name, detail)
     for label, error in end.failures.items():
         print(f"no result for {label}: {error}", file=sys.stderr)
     return 1 if end.failures else 0
 
 
-def _print_results(hardware: Hardware, model: str) -> None:
+def _print_results(hardware: Hardware, model: str, detail: bool) -> None:
     from rich.console import Console
 
     from academic_pretraining.results import select
-    from experiments.report import results_table
+    from experiments.report import detail_table, results_table
 
     rows = select(results(), hardware, model)
     console = Console(width=None if sys.stdout.isatty() else 180)
@@ -138,6 +141,8 @@ def _print_results(hardware: Hardware, model: str) -> None:
         print(f"no results yet for {model} on this hardware in {workspace_dir()}")
     else:
         console.print(results_table(rows))
+        if detail:
+            console.print(detail_table(rows))
 
 
 if __name__ == "__main__":

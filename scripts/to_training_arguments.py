@@ -1,6 +1,7 @@
 """Export settings as the JSON of TrainingArguments that scripts/training.py runs."""
 
 from pathlib import Path
+from typing import Literal
 
 from _cli import GpuName, ModelName, ShardingName, records, run, workspace_dir
 
@@ -24,6 +25,7 @@ def main(
     micro_batch_size: int | None = None,
     gradient_accumulation_steps: int | None = None,
     optimal: bool = False,
+    numerics: Literal["any", "reference"] = "any",
     batch_tolerance: float = 0.0,
 ) -> None:
     """Export settings as the JSON of TrainingArguments that scripts/training.py runs.
@@ -44,6 +46,8 @@ def main(
         micro_batch_size: examples a GPU takes at once.
         gradient_accumulation_steps: micro-batches of a GPU in one optimizer step.
         optimal: take the fastest measured settings instead of the flags above.
+        numerics: with --optimal, `reference` leaves out methods that compute something else than
+            plain data parallelism does, such as ZeRO in half precision.
         batch_tolerance: allowed relative departure from the recipe's global batch.
     """
     hardware = Hardware(num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu_type=gpu_type)
@@ -58,13 +62,18 @@ def main(
         raise InvalidConfigError(
             "--optimal takes the measured winner: leave the method and batch flags out"
         )
+    if numerics != "any" and not optimal:
+        raise InvalidConfigError(
+            "--numerics restricts the measured winner: give --optimal with it, or leave it out"
+        )
     recipe = get_model(model)
     measured = None
     if optimal:
         from academic_pretraining.results import fastest, frame, method_of
 
         measured = records()
-        row = fastest(frame(measured), hardware, model).row(0, named=True)
+        same = numerics == "reference"
+        row = fastest(frame(measured), hardware, model, same_numerics=same).row(0, named=True)
         method = method_of(row)
         micro_batch_size, gradient_accumulation_steps = (
             row["micro_batch_size"],

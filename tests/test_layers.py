@@ -24,6 +24,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "academic_pretraining.gpus",
         "academic_pretraining.models",
         "academic_pretraining.methods",
+        "academic_pretraining.numerics",
     ),
     "configuration": (
         "academic_pretraining.config",

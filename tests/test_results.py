@@ -1,9 +1,11 @@
 import dataclasses
 import json
+import math
 from typing import Any
 
 import polars as pl
 import pytest
+from samples import MEASURED, OUT_OF_MEMORY, TIMING
 
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import NoResultsError
@@ -14,7 +16,6 @@ from academic_pretraining.results import (
     RECORD_VERSION,
     SCHEMA,
     Measurement,
-    Timing,
     config_of,
     fastest,
     frame,
@@ -26,43 +27,6 @@ from academic_pretraining.results import (
 ONE = Hardware(num_nodes=1, gpus_per_node=1, gpu_type="h200")
 TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
 FREE_LUNCH = Method(free_lunch=True)
-TIMING = Timing(
-    micro_batch_size=16,
-    gradient_accumulation_steps=32,
-    global_batch_size=1024,
-    step_seconds=2.5,
-    step_seconds_standard_error=0.01,
-    step_spread=0.02,
-    micro_step_seconds=0.07,
-    overhead_seconds=0.26,
-    samples=((4, 0.54), (8, 0.82)),
-    skipped_steps=0,
-    peak_bytes=3 * 2**30,
-    reserved_bytes=4 * 2**30,
-    compiled=False,
-    compiled_graphs=1,
-    mfu=0.4,
-)
-MEASURED = Measurement(
-    outcome="measured",
-    best=TIMING,
-    timings=(TIMING,),
-    memory_ramp=((1, 2**30), (2, 2**31)),
-    compile="on",
-    compile_error="",
-    out_of_memory_micro_batch_size=64,
-    out_of_memory_requested_bytes=2**31,
-    out_of_memory_free_bytes=2**30,
-    kernels="none",
-    model_flops_per_example=10**12,
-    device_name="NVIDIA H200",
-    device_bytes=140 * 2**30,
-    seconds={"launch": 3.0, "all": 90.0},
-    sessions=1,
-)
-OUT_OF_MEMORY = dataclasses.replace(
-    MEASURED, outcome="out of memory", best=None, timings=(), compile="off"
-)
 
 
 def record_of(
@@ -117,9 +81,15 @@ def test_a_row_in_full():
         "step_standard_error": 0.01,
         "step_spread": 0.02,
         "mfu": 0.4,
+        "ceiling_share": pytest.approx(1024 * 10**12 / 2.5 / 2 / 8e14),
+        "numerics": "fp16 parameters",
         "peak_memory_gib": 3.0,
         "compile": "on",
         "kernels": "none",
+        "model_flops_per_step": 1024e12,
+        "ceiling_flops": 8e14,
+        "data_share": 0.01,
+        "optimizer_share": 0.03,
         "missing_gib": None,
         "device_name": "NVIDIA H200",
         "wall_seconds": 90.0,
@@ -127,6 +97,8 @@ def test_a_row_in_full():
         "measured_at": 1.5e9,
         "current_recipe": True,
         "training_days": pytest.approx(2.5 * 143_000 / 86_400),
+        "training_days_low": pytest.approx(4.13773 * (1 - math.hypot(0.02, 1.96 * 0.01 / 2.5))),
+        "training_days_high": pytest.approx(4.13773 * (1 + math.hypot(0.02, 1.96 * 0.01 / 2.5))),
         "units_per_second": pytest.approx(1024 * 2049 / 2.5),
     }
 
@@ -153,7 +125,8 @@ def test_a_setting_that_did_not_fit_has_a_row_without_times():
     assert empty == {
         *("micro_batch_size", "grad_acc_steps", "global_batch_size"),
         *("step_seconds", "step_standard_error", "step_spread", "mfu", "peak_memory_gib"),
-        *("training_days", "units_per_second"),
+        *("training_days", "training_days_low", "training_days_high", "units_per_second"),
+        *("ceiling_share", "model_flops_per_step", "data_share", "optimizer_share"),
     }
 
 
@@ -172,7 +145,8 @@ def test_a_failure_of_nothing_requested_is_not_null(free):
 
 def test_an_empty_frame_has_the_columns_and_answers():
     empty = frame([])
-    extra = {"training_days": pl.Float64, "units_per_second": pl.Float64}
+    names = ("training_days", "training_days_low", "training_days_high", "units_per_second")
+    extra = dict.fromkeys(names, pl.Float64)
     assert dict(empty.schema) == dict(SCHEMA) | extra
     assert empty.is_empty()
     assert select(empty, TWO, "vit").is_empty()
@@ -297,3 +271,23 @@ def test_an_older_recipe_neither_replaces_nor_wins(later):
     assert fastest(rows, TWO, "pythia-160m")["step_seconds"].to_list() == [3.0]
     with pytest.raises(NoResultsError):
         fastest(frame([old]), TWO, "pythia-160m")
+
+
+def test_a_record_from_before_the_ceiling_still_has_a_row():
+    record = record_of()
+    del record["measurement"]["ceiling_flops"]
+    for name in ("data_share", "optimizer_share"):
+        del record["measurement"]["best"][name]
+    row = frame([record]).row(0, named=True)
+    assert row["step_seconds"] == 2.5
+    assert [row[n] for n in ("ceiling_share", "data_share", "optimizer_share")] == [None] * 3
+
+
+def test_the_winner_may_be_restricted_to_the_reference():
+    quick = record_of(Method(free_lunch=True, sharding=Sharding.ZERO_2), seconds=1.0)
+    results = frame([quick, record_of(seconds=2.0)])
+    assert fastest(results, TWO, "pythia-160m")["numerics"].item() == "fp16 parameters"
+    same = fastest(results, TWO, "pythia-160m", same_numerics=True)
+    assert (same["step_seconds"].item(), same["numerics"].item()) == (2.0, "reference")
+    with pytest.raises(NoResultsError, match="other numerics than plain data parallelism"):
+        fastest(frame([quick]), TWO, "pythia-160m", same_numerics=True)

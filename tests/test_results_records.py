@@ -1,11 +1,11 @@
 """Records as they are read from a workspace, and rows as methods."""
 
 import copy
-import dataclasses
 import json
 from typing import Any
 
 import pytest
+from samples import MEASURED, OUT_OF_MEMORY
 
 from academic_pretraining.config import TrainingConfig, grid
 from academic_pretraining.gpus import Hardware
@@ -13,7 +13,6 @@ from academic_pretraining.methods import Method, MethodSpace
 from academic_pretraining.models import MODELS
 from academic_pretraining.results import (
     Measurement,
-    Timing,
     check_record,
     frame,
     method_of,
@@ -22,41 +21,6 @@ from academic_pretraining.results import (
 
 TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
 METHODS = [m for m, why in grid(TWO, MODELS["pythia-160m"], MethodSpace.ALL) if not why]
-TIMING = Timing(
-    micro_batch_size=16,
-    gradient_accumulation_steps=32,
-    global_batch_size=1024,
-    step_seconds=2.5,
-    step_seconds_standard_error=0.01,
-    step_spread=0.02,
-    micro_step_seconds=0.07,
-    overhead_seconds=0.26,
-    samples=((4, 0.54), (8, 0.82)),
-    skipped_steps=0,
-    peak_bytes=3 * 2**30,
-    reserved_bytes=4 * 2**30,
-    compiled=False,
-    compiled_graphs=1,
-    mfu=None,
-)
-MEASURED = Measurement(
-    outcome="measured",
-    best=TIMING,
-    timings=(TIMING,),
-    memory_ramp=((1, 2**30),),
-    compile="on",
-    compile_error="",
-    out_of_memory_micro_batch_size=None,
-    out_of_memory_requested_bytes=None,
-    out_of_memory_free_bytes=None,
-    kernels="none",
-    model_flops_per_example=10**12,
-    device_name="NVIDIA H200",
-    device_bytes=140 * 2**30,
-    seconds={"all": 90.0},
-    sessions=1,
-)
-OUT_OF_MEMORY = dataclasses.replace(MEASURED, outcome="out of memory", best=None, timings=())
 
 
 def record_of(method: Method = METHODS[0], measurement: Measurement = MEASURED) -> dict[str, Any]:

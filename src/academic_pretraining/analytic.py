@@ -28,6 +28,14 @@ def mfu(
     return achieved / (peak * plan.world_size)
 
 
+def hardware_flops(model_flops: float, *, activation_checkpointing: bool) -> float:
+    """Count recomputation too: one more forward pass, a third of the model FLOPs.
+
+    The head and the loss are not recomputed, so that this is an upper bound.
+    """
+    return model_flops * (4 / 3 if activation_checkpointing else 1)
+
+
 def lower_bound_days(config: TrainingConfig, *, model_flops_per_example: float) -> float | None:
     """Training time at 100% of the datasheet's peak, in days; `None` where it is unknown."""
     peak = peak_flops(config)

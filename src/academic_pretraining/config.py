@@ -10,6 +10,7 @@ from academic_pretraining.errors import InvalidConfigError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, MethodSpace, Sharding, method_space
 from academic_pretraining.models.recipe import ModelRecipe, Precision, Task
+from academic_pretraining.numerics import numerics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,11 @@ class TrainingConfig:
     def tf32(self) -> bool:
         """Whether matrix products in fp32 may run as TF32."""
         return self.method.free_lunch and self.hardware.gpu.supports_tf32
+
+    @property
+    def numerics(self) -> str:
+        """How its arithmetic differs from plain data parallelism, or `reference`."""
+        return numerics(self.method.sharding, self.precision, tf32=self.tf32)
 
     @property
     def attention(self) -> str | None:

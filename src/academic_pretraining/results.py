@@ -16,10 +16,11 @@ from academic_pretraining.config import (
     recipe_to_dict,
 )
 from academic_pretraining.errors import NoResultsError
-from academic_pretraining.gpus import Hardware
+from academic_pretraining.gpus import GPUS, Hardware
 from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.models import MODELS
-from academic_pretraining.models.recipe import without_prose
+from academic_pretraining.models.recipe import Precision, without_prose
+from academic_pretraining.numerics import REFERENCE, numerics
 
 RECORD_VERSION = 1
 
@@ -41,6 +42,9 @@ class Timing:
         compiled: whether `torch.compile` was asked for.
         compiled_graphs: graphs that it made.
         mfu: model FLOPs utilisation; `None` without a datasheet.
+        data_share: of the step's time, fetching data before the first micro-batch runs.
+        optimizer_share: of the step's time, the optimizer; `None` under DeepSpeed, which steps
+            inside the backward pass.
     """
 
     micro_batch_size: int
@@ -58,6 +62,8 @@ class Timing:
     compiled: bool
     compiled_graphs: int
     mfu: float | None
+    data_share: float
+    optimizer_share: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +81,7 @@ class Measurement:
         out_of_memory_requested_bytes, out_of_memory_free_bytes: of the allocation that failed.
         kernels: the model's own kernels in force.
         model_flops_per_example: one forward and backward pass.
+        ceiling_flops: what matrix products alone reached on the slowest device, FLOP/s.
         device_name: the driver's.
         device_bytes: memory of the device.
         seconds: wall time by phase, and `all`.
@@ -92,6 +99,7 @@ class Measurement:
     out_of_memory_free_bytes: int | None
     kernels: str
     model_flops_per_example: int
+    ceiling_flops: float
     device_name: str
     device_bytes: int
     seconds: dict[str, float]
@@ -118,9 +126,15 @@ SCHEMA = pl.Schema(
         "step_standard_error": pl.Float64,
         "step_spread": pl.Float64,
         "mfu": pl.Float64,
+        "ceiling_share": pl.Float64,
+        "numerics": pl.String,
         "peak_memory_gib": pl.Float64,
         "compile": pl.String,
         "kernels": pl.String,
+        "model_flops_per_step": pl.Float64,
+        "ceiling_flops": pl.Float64,
+        "data_share": pl.Float64,
+        "optimizer_share": pl.Float64,
         "missing_gib": pl.Float64,
         "device_name": pl.String,
         "wall_seconds": pl.Float64,
@@ -145,6 +159,18 @@ training_days = (pl.col("step_seconds") * pl.col("max_steps") / SECONDS_PER_DAY)
     "training_days"
 )
 """Days of optimizer steps alone: no evaluation, no checkpoints, no restarts."""
+
+# Half the width of a 95% interval: what the repeated steps leave open, and what the fit of short
+# runs may miss. The largest error against real steps on the same device was 1.03%
+# (artifacts/README.md); two devices of one type differed by up to 3%.
+_MODEL_ERROR = 0.02
+_half_width = (
+    (1.96 * pl.col("step_standard_error") / pl.col("step_seconds")) ** 2 + _MODEL_ERROR**2
+).sqrt()
+
+training_days_low = (training_days * (1 - _half_width)).alias("training_days_low")
+training_days_high = (training_days * (1 + _half_width)).alias("training_days_high")
+"""A 95% interval of `training_days`, on the device that was measured."""
 
 units_per_second = (
     pl.col("global_batch_size") * pl.col("units_per_example") / pl.col("step_seconds")
@@ -203,7 +229,7 @@ def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
     return (
         rows.sort("measured_at")
         .unique([*_SETTING, "current_recipe"], keep="last", maintain_order=True)
-        .with_columns(training_days, units_per_second)
+        .with_columns(training_days, training_days_low, training_days_high, units_per_second)
     )
 
 
@@ -217,13 +243,28 @@ def select(results: pl.DataFrame, hardware: Hardware, model: str) -> pl.DataFram
     )
 
 
-def fastest(results: pl.DataFrame, hardware: Hardware, model: str) -> pl.DataFrame:
+def fastest(
+    results: pl.DataFrame, hardware: Hardware, model: str, *, same_numerics: bool = False
+) -> pl.DataFrame:
     """Find the setting with the least training time; one row.
+
+    Args:
+        results: a frame of records.
+        hardware: on which.
+        model: what is trained.
+        same_numerics: only settings that compute what plain data parallelism computes.
 
     Raises:
         NoResultsError: nothing was measured for this hardware and model.
     """
     rows = select(results, hardware, model).filter(outcome="measured", current_recipe=True)
+    if same_numerics and not rows.is_empty():
+        rows = rows.filter(numerics=REFERENCE)
+        if rows.is_empty():
+            raise NoResultsError(
+                f"every result for {model} on this hardware has other numerics than plain data "
+                "parallelism: leave --numerics out, or measure naive and free-lunch"
+            )
     rows = rows.sort("training_days")
     if rows.is_empty():
         raise NoResultsError(
@@ -267,6 +308,11 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     )
     missing = max(0, requested - free) if requested is not None and free is not None else None
     peak = best.get("peak_bytes")
+    flops = rate = None
+    ceiling = measured.get("ceiling_flops")
+    if best:
+        flops = float(measured["model_flops_per_example"] * best["global_batch_size"])
+        rate = flops / best["step_seconds"] / (hardware["num_nodes"] * hardware["gpus_per_node"])
     return {
         **hardware,
         "model": recipe["name"],
@@ -281,9 +327,15 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         "step_standard_error": best.get("step_seconds_standard_error"),
         "step_spread": best.get("step_spread"),
         "mfu": best.get("mfu"),
+        "ceiling_share": rate / ceiling if rate and ceiling else None,
+        "numerics": _numerics(record["config"]),
         "peak_memory_gib": peak / 2**30 if peak is not None else None,
         "compile": measured["compile"],
         "kernels": measured["kernels"],
+        "model_flops_per_step": flops,
+        "ceiling_flops": ceiling,
+        "data_share": best.get("data_share"),
+        "optimizer_share": best.get("optimizer_share"),
         "missing_gib": missing / 2**30 if missing is not None and not best else None,
         "device_name": measured["device_name"],
         "wall_seconds": measured["seconds"]["all"],
@@ -291,3 +343,10 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         "measured_at": record["measured_at"],
         "current_recipe": is_current(recipe),
     }
+
+
+def _numerics(config: dict[str, Any]) -> str:
+    gpu = GPUS[config["hardware"]["gpu_type"]]
+    precision = Precision.FP32 if gpu.is_cpu else Precision(config["recipe"]["precision"])
+    tf32 = config["method"]["free_lunch"] and gpu.supports_tf32
+    return numerics(Sharding(config["method"]["sharding"]), precision, tf32=tf32)

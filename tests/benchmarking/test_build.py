@@ -5,6 +5,8 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from academic_pretraining.benchmarking import build
 from academic_pretraining.benchmarking.build import (
     build_model,
+    build_model_for,
     custom_kernels,
     synthetic_dataset,
 )
@@ -237,3 +240,11 @@ def test_without_help_transformers_cannot_initialise_mamba_under_zero_3(tmp_path
     built = build_in_shards(tmp_path, "unhelped")
     assert built.returncode == 1
     assert "RuntimeError: The size of tensor a (0) must match" in built.stderr
+
+
+@pytest.mark.parametrize("fsdp", [None, True])
+def test_only_a_whole_model_is_drawn_on_the_device(fsdp):
+    recipe = tiny("pythia-14m")
+    arguments: Any = SimpleNamespace(fsdp=fsdp, device=torch.device("meta"), seed=3)
+    model = build_model_for(arguments, recipe, attention="eager", free_lunch=False)
+    assert {parameter.is_meta for parameter in model.parameters()} == {fsdp is None}

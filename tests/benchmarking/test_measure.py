@@ -19,6 +19,7 @@ from academic_pretraining.errors import MeasurementError
 ENVIRONMENT = {
     "kernels": "sdpa",
     "model_flops_per_example": 1000,
+    "ceiling_flops": 1e9,
     "device_name": "NVIDIA H200",
     "device_bytes": 140 * 2**30,
 }
@@ -234,3 +235,18 @@ def test_memory_that_really_runs_out_is_a_result(tiny_config, tmp_path, monkeypa
     assert found.out_of_memory_micro_batch_size == 1
     assert found.out_of_memory_requested_bytes == 2 * 2**30
     assert dataclasses.asdict(found)["best"] is None
+
+
+def test_what_outruns_bare_matrix_products_is_refused(play):
+    # 64 examples of 1,000 FLOPs in 16 steps' worth of 1e-6 s on one GPU: 4e9 FLOP/s.
+    with pytest.raises(MeasurementError, match="a fault of measurement, which is not kept"):
+        play([a_result(step=2e-6)])
+
+
+def test_shares_of_the_step_are_those_of_its_longest_steps(play):
+    result = a_result(high=4, step=2.0)
+    sample = dataclasses.replace(result.samples[0], data_seconds=0.2, optimizer_seconds=0.4)
+    short = dataclasses.replace(sample, accumulation=1, seconds=0.5, data_seconds=0.5)
+    best = play([dataclasses.replace(result, samples=(sample, sample, short))]).best
+    assert best.data_share == pytest.approx(0.1)
+    assert best.optimizer_share == pytest.approx(0.4 / best.step_seconds)

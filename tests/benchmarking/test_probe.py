@@ -6,7 +6,7 @@ import torch
 from transformers import Trainer
 
 from academic_pretraining.benchmarking import probe as probe_module
-from academic_pretraining.benchmarking.build import build_model
+from academic_pretraining.benchmarking.build import build_model_for
 from academic_pretraining.benchmarking.probe import run_probe
 from academic_pretraining.benchmarking.probes import Outcome, Probe, Purpose
 from academic_pretraining.errors import MeasurementError
@@ -93,11 +93,11 @@ def test_nothing_of_a_probe_outlives_it(config, tmp_path, monkeypatch):
     models = []
 
     def build(*args, **kwargs):
-        model = build_model(*args, **kwargs)
+        model = build_model_for(*args, **kwargs)
         models.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(probe_module, "build_model", build)
+    monkeypatch.setattr(probe_module, "build_model_for", build)
     run_probe(config, TIMING, output_dir=str(tmp_path))
     assert [model() for model in models] == [None]
 
@@ -108,7 +108,7 @@ def test_what_the_training_raises_is_raised(config, tmp_path, monkeypatch):
     def build(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(probe_module, "build_model", build)
+    monkeypatch.setattr(probe_module, "build_model_for", build)
     with pytest.raises(torch.OutOfMemoryError) as caught:
         run_probe(config, TIMING, output_dir=str(tmp_path))
     assert caught.value is error

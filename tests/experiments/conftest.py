@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from samples import MEASURED, TIMING
 
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.probes import Probe
@@ -11,42 +12,7 @@ from academic_pretraining.config import TrainingConfig, grid
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import MethodSpace
 from academic_pretraining.models import MODELS
-from academic_pretraining.results import Measurement, Timing
-
-TIMING = Timing(
-    micro_batch_size=16,
-    gradient_accumulation_steps=32,
-    global_batch_size=1024,
-    step_seconds=2.5,
-    step_seconds_standard_error=0.01,
-    step_spread=0.02,
-    micro_step_seconds=0.07,
-    overhead_seconds=0.26,
-    samples=((4, 0.54), (8, 0.82)),
-    skipped_steps=0,
-    peak_bytes=3 * 2**30,
-    reserved_bytes=4 * 2**30,
-    compiled=False,
-    compiled_graphs=1,
-    mfu=0.4,
-)
-MEASURED = Measurement(
-    outcome="measured",
-    best=TIMING,
-    timings=(TIMING,),
-    memory_ramp=((1, 2**30), (2, 2**31)),
-    compile="on",
-    compile_error="",
-    out_of_memory_micro_batch_size=None,
-    out_of_memory_requested_bytes=None,
-    out_of_memory_free_bytes=None,
-    kernels="none",
-    model_flops_per_example=10**12,
-    device_name="NVIDIA H200",
-    device_bytes=140 * 2**30,
-    seconds={"launch": 3.0, "all": 90.0},
-    sessions=1,
-)
+from academic_pretraining.results import Measurement
 
 
 class Measurer:

@@ -5,56 +5,20 @@ import time
 
 import pytest
 from rich.console import Console
+from samples import MEASURED, OUT_OF_MEMORY, TIMING
 
 from academic_pretraining.benchmarking.probes import Probe, Purpose
 from academic_pretraining.config import TrainingConfig, grid
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, MethodSpace, Sharding
 from academic_pretraining.models import MODELS
-from academic_pretraining.results import Measurement, Timing, frame, to_record
-from experiments.report import Progress, grid_lines, results_table, seconds
+from academic_pretraining.results import Measurement, frame, to_record
+from experiments.report import Progress, days, detail_table, grid_lines, results_table, seconds
 
 COLUMNS = [
     *("model", "hardware", "method", "micro-batch x accumulation", "step"),
-    *("training", "throughput", "MFU", "peak memory", "compile"),
+    *("training", "throughput", "MFU", "peak memory", "compile", "numerics"),
 ]
-TIMING = Timing(
-    micro_batch_size=16,
-    gradient_accumulation_steps=32,
-    global_batch_size=1024,
-    step_seconds=2.5,
-    step_seconds_standard_error=0.01,
-    step_spread=0.02,
-    micro_step_seconds=0.07,
-    overhead_seconds=0.26,
-    samples=((4, 0.54),),
-    skipped_steps=0,
-    peak_bytes=3 * 2**30,
-    reserved_bytes=4 * 2**30,
-    compiled=False,
-    compiled_graphs=1,
-    mfu=0.4,
-)
-MEASURED = Measurement(
-    outcome="measured",
-    best=TIMING,
-    timings=(TIMING,),
-    memory_ramp=(),
-    compile="on",
-    compile_error="",
-    out_of_memory_micro_batch_size=64,
-    out_of_memory_requested_bytes=2**31,
-    out_of_memory_free_bytes=2**30,
-    kernels="none",
-    model_flops_per_example=10**12,
-    device_name="NVIDIA H200",
-    device_bytes=140 * 2**30,
-    seconds={"all": 90.0},
-    sessions=1,
-)
-OUT_OF_MEMORY = dataclasses.replace(
-    MEASURED, outcome="out of memory", best=None, timings=(), compile="off"
-)
 TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
 SHARDED = Method(free_lunch=True, sharding=Sharding.ZERO_2)
 
@@ -91,7 +55,7 @@ def test_a_row_in_full():
     assert cells(record_of()) == [
         [
             *("pythia-160m", "2 x h200", "free-lunch + ZeRO-2", "16 x 32", "2.5 s ± 2.0%"),
-            *("4.1 days", "839,270 tok/s", "40.0%", "3.0 GiB", "on"),
+            *("4.14 ± 0.09 days", "839,270 tok/s", "40.0%", "3.0 GiB", "on", "fp16 parameters"),
         ]
     ]
 
@@ -102,7 +66,7 @@ def test_images_nodes_and_a_missing_datasheet():
     measurement = dataclasses.replace(MEASURED, best=best, compile="failed")
     [row] = cells(record_of(Method(), measurement, model="vit", hardware=nodes))
     assert row[:3] == ["vit", "4 x 8 x h200", "naive"]
-    assert row[6:] == ["256 img/s", "-", "3.0 GiB", "failed"]
+    assert row[6:] == ["256 img/s", "-", "3.0 GiB", "failed", "reference"]
 
 
 def test_the_fastest_stands_first_and_what_did_not_fit_last():
@@ -121,7 +85,31 @@ def test_the_fastest_stands_first_and_what_did_not_fit_last():
 def test_what_did_not_fit_says_how_much_was_missing(requested, said):
     measurement = dataclasses.replace(OUT_OF_MEMORY, out_of_memory_requested_bytes=requested)
     [row] = cells(record_of(SHARDED, measurement))
-    assert row == ["pythia-160m", "2 x h200", "free-lunch + ZeRO-2", said, *"-----", "off"]
+    assert row == ["pythia-160m", "2 x h200", "free-lunch + ZeRO-2", said, *"-----", "off", "-"]
+
+
+def test_detail_says_where_flops_and_time_go():
+    best = dataclasses.replace(TIMING, optimizer_share=None)
+    method = dataclasses.replace(SHARDED, activation_checkpointing=True)
+    record = record_of(method, dataclasses.replace(MEASURED, best=best))
+    console = Console(file=io.StringIO(), width=240)
+    console.print(detail_table(frame([record, record_of(Method(), OUT_OF_MEMORY)])))
+    lines = console.file.getvalue().splitlines()  # pyright: ignore
+    [row] = [[c.strip() for c in line.split("│")[1:-1]] for line in lines if line[:1] == "│"]
+    assert row == [
+        *("free-lunch + checkpointing + ZeRO-2", "1.02e+15", "1.37e+15", "800 TFLOP/s"),
+        *("40.0%", "25.6%", "839,270 tok/s", "1.0%", "-"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [(9.8, 10.2, "10.0 ± 0.2 days"), (998.0, 1002.0, "1,000.0 ± 2.0 days")],
+)
+def test_a_training_time_has_the_digits_of_its_interval(low, high, text):
+    middle = (low + high) / 2
+    row = {"training_days": middle, "training_days_low": low, "training_days_high": high}
+    assert days(row) == text
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ import experiments.steps
 from experiments.sweep import sweep
 
 workspace, when, helpers = sys.argv[1:]
+sys.path.insert(0, str(Path(helpers).parents[1]))
 spec = importlib.util.spec_from_file_location("helpers", helpers)
 helpers = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(helpers)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from samples import MEASURED, TIMING
 
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method
 from academic_pretraining.models import MODELS
-from academic_pretraining.results import Measurement, Timing, to_record
+from academic_pretraining.results import to_record
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -143,39 +144,16 @@ def made_up() -> Callable[..., dict[str, Any]]:
             hardware=hardware, recipe=MODELS[model], method=method, batch_tolerance=tolerance
         )
         plan = config.plan_at(micro_batch_size)
-        timing = Timing(
+        timing = dataclasses.replace(
+            TIMING,
             micro_batch_size=plan.micro_batch_size,
             gradient_accumulation_steps=plan.gradient_accumulation_steps,
             global_batch_size=plan.global_batch_size,
             step_seconds=step_seconds,
-            step_seconds_standard_error=0.01,
-            step_spread=0.02,
-            micro_step_seconds=0.1,
-            overhead_seconds=0.1,
-            samples=((4, 1.0),) * 4,
-            skipped_steps=0,
-            peak_bytes=3 * 2**30,
-            reserved_bytes=4 * 2**30,
             compiled=compile_state in ("on", "no graph"),
-            compiled_graphs=1,
-            mfu=0.25,
         )
-        measurement = Measurement(
-            outcome="measured",
-            best=timing,
-            timings=(timing,),
-            memory_ramp=((1, 2**30),),
-            compile=compile_state,
-            compile_error="",
-            out_of_memory_micro_batch_size=None,
-            out_of_memory_requested_bytes=None,
-            out_of_memory_free_bytes=None,
-            kernels="sdpa",
-            model_flops_per_example=10**12,
-            device_name="made up",
-            device_bytes=80 * 2**30,
-            seconds={"all": 60.0},
-            sessions=1,
+        measurement = dataclasses.replace(
+            MEASURED, best=timing, timings=(timing,), compile=compile_state
         )
         return to_record(config, measurement, versions={"torch": "2"}, measured_at=measured_at)
 

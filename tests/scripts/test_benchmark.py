@@ -242,11 +242,11 @@ def test_results_are_printed_fastest_first(cli, remember, made_up):
     assert rows == [
         [
             *("pythia-160m", "2 x a100", method, "8 x 64", f"{step} s ± 2.0%", f"{days} days"),
-            *(f"{rate} tok/s", "25.0%", "3.0 GiB", "on"),
+            *(f"{rate} tok/s", "40.0%", "3.0 GiB", "on", "reference"),
         ]
         for method, step, days, rate in (
-            ("free-lunch", 2, "3.3", "1,049,088"),
-            ("free-lunch + checkpointing", 3, "5.0", "699,392"),
+            ("free-lunch", 2, "3.31 ± 0.07", "1,049,088"),
+            ("free-lunch + checkpointing", 3, "5.0 ± 0.1", "699,392"),
         )
     ]
 

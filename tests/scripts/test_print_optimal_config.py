@@ -40,14 +40,26 @@ def test_the_fastest_is_printed_whole(cli, remember, made_up):
         "micro_batch_size": "8",
         "grad_acc_steps": "64",
         "training_days": "3.310185",
+        "training_days_low": "3.236461",
+        "training_days_high": "3.383909",
         "step_seconds": "2.0",
         "step_spread": "0.02",
-        "mfu": "0.25",
+        "mfu": "0.4",
+        "ceiling_share": "0.32",
         "peak_memory_gib": "3.0",
         "compile": "on",
-        "kernels": "sdpa",
-        "device_name": "made up",
+        "kernels": "none",
+        "numerics": "fp16 parameters",
+        "device_name": "NVIDIA H200",
     }
+
+
+def test_the_winner_can_be_restricted_to_the_reference(cli, remember, made_up):
+    remember(made_up(ON_TWO, Method(), 3.0), made_up(ON_TWO, SHARDED, 2.0))
+    flags = (*HARDWARE, "--model", "pythia-160m", "--numerics", "reference")
+    answer = cli("print_optimal_config.py", *flags)
+    found = row(answer.out)
+    assert (found["sharding"], found["numerics"]) == ("none", "reference")
 
 
 def test_without_a_result_the_user_is_told_what_to_run(cli, remember, made_up):

@@ -171,7 +171,7 @@ def test_the_measured_winner_is_what_its_flags_export(cli, remember, made_up):
         "step_seconds": 2.0,
         "step_seconds_standard_error": 0.01,
         "peak_bytes": 3 * 2**30,
-        "mfu": 0.25,
+        "mfu": 0.4,
         "compiled": True,
     }
 

@@ -10,7 +10,8 @@ import torch
 import transformers
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
@@ -22,6 +23,19 @@ _AUTO_CLASSES = {
     Task.IMAGE_CLASSIFICATION: transformers.AutoModelForImageClassification,
 }
 _POOL = 64
+
+
+def build_model_for(
+    arguments: TrainingArguments, recipe: ModelRecipe, *, attention: str | None, free_lunch: bool
+) -> PreTrainedModel:
+    """Build what a Trainer of these arguments trains, where it will train it.
+
+    Its weights are drawn on the GPU, which takes a fraction of the CPU's time. A model that FSDP
+    or ZeRO-3 divides may be larger than a GPU: FSDP's is built on the CPU, ZeRO-3's in shards.
+    """
+    divided = arguments.fsdp or is_deepspeed_zero3_enabled()
+    with contextlib.nullcontext() if divided else arguments.device:
+        return build_model(recipe, attention=attention, free_lunch=free_lunch, seed=arguments.seed)
 
 
 def build_model(

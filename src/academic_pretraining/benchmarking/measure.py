@@ -18,6 +18,7 @@ from academic_pretraining.benchmarking.prediction import (
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import MeasurementError
+from academic_pretraining.methods import Backend
 from academic_pretraining.results import Measurement, Timing
 
 
@@ -39,6 +40,7 @@ def measure(
     Raises:
         MeasurementError: a session crashed or hung, and once more where that may help; out of
             memory is a result.
+        MeasurementError: where the model's FLOPs come faster than matrix products alone.
         HardwareMismatchError: the machine is not what was declared.
     """
     began = time.monotonic()
@@ -79,6 +81,8 @@ def _conclude(
     environment = next((end.environment for end in ends if end.environment), {})
     flops = environment["model_flops_per_example"]
     best = best_timing(config, history)
+    if best:
+        _check_ceiling(config, best, flops, environment["ceiling_flops"])
     compile_failure = next((r for r in history if r.outcome is Outcome.COMPILE_FAILED), None)
     memory_failure = next(
         (r for r in reversed(history) if r.outcome is Outcome.OUT_OF_MEMORY), None
@@ -103,6 +107,7 @@ def _conclude(
         out_of_memory_free_bytes=memory_failure.free_bytes if memory_failure else None,
         kernels=environment["kernels"],
         model_flops_per_example=flops,
+        ceiling_flops=environment["ceiling_flops"],
         device_name=environment["device_name"],
         device_bytes=environment["device_bytes"],
         seconds={
@@ -119,6 +124,20 @@ def _conclude(
     )
 
 
+def _check_ceiling(
+    config: TrainingConfig, best: ProbeResult, flops: int, ceiling_flops: float
+) -> None:
+    """Refuse what cannot be: a training whose own FLOPs outrun bare matrix products."""
+    plan = config.plan_at(best.probe.micro_batch_size)
+    seconds = predicted_step_time(config, best).seconds
+    achieved = flops * plan.global_batch_size / plan.world_size / seconds
+    if achieved > ceiling_flops:
+        raise MeasurementError(
+            f"{config.label}: {achieved / 1e12:.4g} TFLOP/s on a device whose matrix products "
+            f"reach {ceiling_flops / 1e12:.4g}: a fault of measurement, which is not kept"
+        )
+
+
 def _compile_state(best: ProbeResult | None, history: list[ProbeResult]) -> str:
     if best and best.probe.compile:
         return "on" if best.graphs else "no graph"
@@ -131,6 +150,10 @@ def _compile_state(best: ProbeResult | None, history: list[ProbeResult]) -> str:
 def _timing(config: TrainingConfig, result: ProbeResult, flops: int) -> Timing:
     plan = config.plan_at(result.probe.micro_batch_size)
     step = predicted_step_time(config, result)
+    longest = max(s.accumulation for s in result.samples)
+    whole = [s for s in result.samples if s.accumulation == longest]
+    data = sum(s.data_seconds for s in whole) / sum(s.seconds for s in whole)
+    optimizer = sum(s.optimizer_seconds for s in whole) / len(whole) / step.seconds
     inputs = waiting_bytes(config, result.probe)
     return Timing(
         micro_batch_size=plan.micro_batch_size,
@@ -148,4 +171,6 @@ def _timing(config: TrainingConfig, result: ProbeResult, flops: int) -> Timing:
         compiled=result.probe.compile,
         compiled_graphs=result.graphs,
         mfu=mfu(config, plan, model_flops_per_example=flops, step_seconds=step.seconds),
+        data_share=data,
+        optimizer_share=None if config.method.sharding.backend is Backend.DEEPSPEED else optimizer,
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from transformers import Trainer, TrainingArguments
 
-from academic_pretraining.benchmarking.build import build_model, synthetic_dataset
+from academic_pretraining.benchmarking.build import build_model_for, synthetic_dataset
 from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
 from academic_pretraining.benchmarking.in_force import check_in_force
 from academic_pretraining.benchmarking.probes import (
@@ -103,11 +103,11 @@ def _build(
     arguments = TrainingArguments(**fields)
     allow_sharding_on_cpu(arguments)
     # After the arguments: under ZeRO-3 they make the model come up in shards.
-    model = build_model(
+    model = build_model_for(
+        arguments,
         config.recipe,
         attention=config.attention,
         free_lunch=config.method.free_lunch,
-        seed=arguments.seed,
     )
     examples = probe.micro_batches_per_epoch * probe.micro_batch_size * plan.world_size
     timer = StepTimer(cuda=cuda, warm_up_steps=probe.warm_up_steps)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from academic_pretraining.benchmarking.build import custom_kernels
+from academic_pretraining.benchmarking.ceiling import ceiling_flops
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.failures import classify
 from academic_pretraining.benchmarking.flops import model_flops_per_example
@@ -69,9 +70,11 @@ def _probe_on(folder: Path, rank: int) -> None:
     cuda = not config.hardware.gpu.is_cpu
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if rank == 0:
-        _tell(folder, {"kind": "environment", **_environment(config, cuda)})
     _check_device(config, cuda)
+    ceiling = ceiling_flops(config)
+    if rank == 0:
+        environment = _environment(config, cuda) | {"ceiling_flops": ceiling}
+        _tell(folder, {"kind": "environment", **environment})
     while probe := next_probe(config, effort, history):
         if rank == 0:
             _tell(folder, {"kind": "start", "probe": dataclasses.asdict(probe)})

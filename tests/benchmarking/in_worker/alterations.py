@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
 from academic_pretraining.benchmarking import probe
-from academic_pretraining.benchmarking.build import build_model
+from academic_pretraining.benchmarking.build import build_model_for
 from academic_pretraining.benchmarking.in_force import check_in_force
 from academic_pretraining.benchmarking.timing import StepTimer
 from academic_pretraining.config import TrainingConfig
@@ -31,7 +31,7 @@ _seen = Counter()
 
 def record(worker) -> None:
     """Leave `rank*.facts.json`: how the trained model really was divided, and every verdict."""
-    probe.build_model = _build_watched
+    probe.build_model_for = _build_watched
     probe.check_in_force = _record
 
 
@@ -100,9 +100,9 @@ def _sleep_for_ever():
         time.sleep(1)
 
 
-def _build_watched(recipe, **how):
+def _build_watched(arguments, recipe, **how):
     """Count how often layers run, and see what they hold when a forward pass is over."""
-    model = build_model(recipe, **how)
+    model = build_model_for(arguments, recipe, **how)
     layers = [m for m in model.modules() if type(m).__name__ == recipe.layer_class]
     layers[0].get_submodule("mlp").register_forward_pre_hook(
         lambda *_: _seen.update(["layer runs"])
