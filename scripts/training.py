@@ -9,7 +9,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TextIO
 
 import tyro
 
@@ -109,18 +109,47 @@ def main(
     fields["output_dir"] = str(output_dir.resolve())
     os.environ.setdefault("TORCHRUNX_LOG_DIR", str(output_dir.resolve() / "logs"))
 
-    # What rank 0 prints comes back as log records of level INFO. The agents between here and the
-    # workers are left out: torchrunx ends them with a signal, about which they complain.
-    console = logging.StreamHandler(sys.stdout)
+    show_workers(sys.stdout)
+    from academic_pretraining.benchmarking.comparison import comparison_text, write_speed
+
+    report = launch(
+        fields,
+        setting,
+        model_type,
+        launcher,
+        source=training_arguments,
+        stop_after_steps=stop_after_steps,
+        resume=resume,
+    )
+    print(comparison_text(report))
+    write_speed(report, output_dir)
+
+
+def show_workers(stream: TextIO) -> None:
+    """Show what rank 0 prints, which comes back as log records of level INFO.
+
+    The agents between here and the workers are left out: torchrunx ends them with a signal, about
+    which they complain.
+    """
+    console = logging.StreamHandler(stream)
     console.addFilter(lambda record: getattr(record, "local_rank", 0) is not None)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[console])
 
+
+def launch(
+    fields: dict,
+    setting: dict,
+    model_type: str,
+    launcher: LauncherOptions,
+    *,
+    source: Path,
+    **stopping,
+) -> dict:
+    """Train on all workers; returns how fast it was, as `speed_report` says."""
     import torchrunx
 
-    from academic_pretraining.benchmarking.comparison import speed_text, write_speed
-
     logging.getLogger("torchrunx").setLevel(logging.WARNING)
-    _check_fields(fields, training_arguments)
+    _check_fields(fields, source)
     cpu = bool(fields.get("use_cpu"))
     workers = launcher.workers_per_host or setting.get("hardware", {}).get("gpus_per_node")
     workers = workers or (1 if cpu else "gpu")
@@ -135,20 +164,28 @@ def main(
         agent_timeout=launcher.agent_timeout,
         extra_env_vars={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, threads)))},
         env_file=launcher.env_file,
-    ).run(train, fields, model_type, setting, stop_after_steps, resume)
-    report = launched.rank(0)
-    print(speed_text(report))
-    write_speed(report, output_dir)
+    ).run(train, fields, model_type, setting, **stopping)
+    return launched.rank(0)
 
 
 def train(
-    fields: dict, model_type: str, setting: dict, stop_after_steps: int | None, resume: bool
+    fields: dict,
+    model_type: str,
+    setting: dict,
+    *,
+    stop_after_steps: int | None = None,
+    stop_within_seconds: float | None = None,
+    resume: bool = False,
 ) -> dict:
-    """Train on one worker; returns how fast it was."""
+    """Train on one worker; returns how fast it was.
+
+    It stops at the schedule's end, after so many steps, or when the step time is known well
+    enough, within so many seconds of timed steps.
+    """
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from academic_pretraining.benchmarking.build import build_model
-    from academic_pretraining.benchmarking.comparison import speed_report
+    from academic_pretraining.benchmarking import comparison
+    from academic_pretraining.benchmarking.build import build_model_for
     from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
     from academic_pretraining.benchmarking.timing import StepTimer
 
@@ -159,21 +196,29 @@ def train(
 
     arguments = TrainingArguments(**fields)
     allow_sharding_on_cpu(arguments)
-    model = build_model(
-        get_model(model_type),
+    recipe = get_model(model_type)
+    model = build_model_for(
+        arguments,
+        recipe,
         attention=setting.get("attention"),
         free_lunch=setting.get("free_lunch", True),
-        seed=arguments.seed,
     )
+    examples = arguments.world_size * arguments.per_device_train_batch_size
+    examples *= arguments.gradient_accumulation_steps
+    predicted = setting.get("prediction")
+    how = {"units_per_step": examples * recipe.units_per_example, "unit": recipe.unit}
     timer = StepTimer(cuda=not arguments.use_cpu)
+    callbacks = [timer, comparison.SaysSpeed(timer, predicted, **how), StopEarly()]
+    if stop_within_seconds is not None:
+        callbacks[1] = comparison.StopsWhenKnown(timer, limit_seconds=stop_within_seconds)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=make_dataset(model_type),
-        callbacks=[timer, StopEarly()],
+        callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=resume)
-    return speed_report(timer, setting.get("prediction"))
+    return comparison.speed_report(timer, predicted, **how)
 
 
 def _check_fields(fields: dict, path: Path) -> None:

@@ -1,7 +1,9 @@
 """The way through it, on a real small training: stop, measure, recall, export, train."""
 
+import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 from types import SimpleNamespace
@@ -151,7 +153,8 @@ def test_a_training_tells_its_speed(exported):
     assert "Traceback" not in answer.err
     speed = json.loads((cli.folder / "run" / "speed.json").read_text())
     assert list(speed) == [
-        *("steps", "step_seconds", "samples", "peak_bytes", "predicted", "finished_at")
+        *("steps", "step_seconds", "step_standard_error_seconds", "samples", "unit"),
+        *("units_per_second", "mfu", "peak_bytes", "predicted", "finished_at"),
     ]
     # The first two are warm-up.
     assert speed["steps"] == len(speed["samples"]) == 1
@@ -160,3 +163,28 @@ def test_a_training_tells_its_speed(exported):
     # What was predicted is not for arguments that were edited.
     assert speed["predicted"] is None
     assert {path.name for path in (cli.folder / "run").iterdir()} == {"logs", "speed.json"}
+
+
+def test_a_prediction_is_verified(exported):
+    cli = exported.cli
+    # The published batch of 1,024 would take minutes: as if a small one had been measured.
+    quick = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    text = json.dumps(exported.fields | quick)
+    (cli.folder / "small.json").write_text(text)
+    setting = json.loads((cli.folder / "args.setting.json").read_text())
+    setting["arguments_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    step_seconds = 1e-4
+    for status, verdict in ((1, "predicted step is -"), (0, "the prediction holds")):
+        setting["prediction"] = {"step_seconds": step_seconds, "peak_bytes": 1, "mfu": None}
+        (cli.folder / "small.setting.json").write_text(json.dumps(setting))
+        answer = cli(
+            *("verify.py", "--training-arguments", "small.json", "--tolerance", 0.9),
+            *("--limit-seconds", 5),
+            torch=True,
+        )
+        assert (answer.status, "Traceback" in answer.err) == (status, False)
+        lines = answer.out.splitlines()
+        assert lines[-1].startswith(verdict)
+        assert re.match(r"\d+ steps?.* actual +predicted +difference", lines[0])
+        step_seconds = float(lines[1].split()[1])
+    assert not list(cli.folder.glob("checkpoint-*"))

@@ -35,8 +35,8 @@ class StepTimer(TrainerCallback):
 
     Attributes:
         cuda: whether to mark time on the GPU or, for a CPU, by the wall clock.
-        warm_up_steps: optimizer steps to leave out at the beginning.
-        last_step: the last optimizer step to time; a long training needs an end.
+        warm_up_steps: optimizer steps to leave out at the beginning of this run.
+        last_step: the last optimizer step of it to time; a long training needs an end.
         warm_up_seconds: wall seconds until the end of the first step.
         on_warm: called then.
     """
@@ -49,10 +49,13 @@ class StepTimer(TrainerCallback):
     _steps: list[_Step] = field(default_factory=list)
     _current: _Step | None = None
     _began: float = 0.0
+    _begun_at: int = 0
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """Forget an earlier training."""
         self._steps, self._current, self._began = [], None, time.perf_counter()
+        # A resumed training warms up too.
+        self._begun_at = state.global_step
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         """Leave out the step that starts a data loader."""
@@ -81,7 +84,8 @@ class StepTimer(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Close this step and open the next one."""
         now = self._mark()
-        if state.global_step == 1:
+        number = state.global_step - self._begun_at
+        if number == 1:
             if self.cuda:
                 torch.cuda.synchronize()
             self.warm_up_seconds = time.perf_counter() - self._began
@@ -89,9 +93,13 @@ class StepTimer(TrainerCallback):
         if self._current:
             self._current.accumulation += 1
             self._current.end = now
-            self._current.number = state.global_step
+            self._current.number = number
             self._steps.append(self._current)
-        self._current = _Step(start=now) if state.global_step < self.last_step else None
+        self._current = _Step(start=now) if number < self.last_step else None
+
+    def leave_out_current(self) -> None:
+        """Do not time the step that has just begun: something else is disturbing it."""
+        self._current = None
 
     def samples(self) -> list[StepSample]:
         """Read the marks; waits for the GPU."""

@@ -1,0 +1,91 @@
+"""Train exported settings for a few real steps and set their speed beside the prediction."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from _cli import run
+from training import LauncherOptions, launch, show_workers
+
+from academic_pretraining.errors import InvalidConfigError, InvalidFileError
+from academic_pretraining.gpus import Hardware, check_hardware
+from academic_pretraining.models import get_model
+from experiments.export import read_json, read_setting
+
+
+def main(
+    training_arguments: Path,
+    steps: int | None = None,
+    limit_seconds: float = 120.0,
+    tolerance: float = 0.03,
+    memory_tolerance: float = 0.05,
+    launcher: LauncherOptions = LauncherOptions(),
+) -> int:
+    """Train exported settings for a few real steps and set their speed beside the prediction.
+
+    The exit status is 1 where the prediction is off by more than a tolerance. Nothing is saved.
+
+    Args:
+        training_arguments: JSON that scripts/to_training_arguments.py wrote.
+        steps: optimizer steps, two of warm-up included; by default as many as give the step time a
+            standard error of 1%.
+        limit_seconds: of timed steps at most, where their number is not given; at least one is.
+        tolerance: allowed relative error of the step time.
+        memory_tolerance: likewise of the peak memory.
+        launcher: how the workers are started.
+    """
+    for name, value in (("--tolerance", tolerance), ("--memory-tolerance", memory_tolerance)):
+        if not 0 < value < 1:
+            raise InvalidConfigError(
+                f"{name} is {value}, but must be above 0 and below 1: 0.03 allows 3%"
+            )
+    if not 0 < limit_seconds < 86_400:
+        raise InvalidConfigError(
+            f"--limit-seconds is {limit_seconds}, but must be above 0 and below 86400"
+        )
+    if steps is not None and steps < 3:
+        raise InvalidConfigError(
+            f"--steps is {steps}, but the first two are warm-up: give 3 or more"
+        )
+    fields = read_json(training_arguments)
+    setting = read_setting(training_arguments)
+    if "model" not in setting or not setting.get("prediction"):
+        raise InvalidFileError(
+            f"there is no prediction beside {training_arguments}: measure its setting with "
+            "scripts/benchmark.py and export it again, unchanged, with "
+            "scripts/to_training_arguments.py"
+        )
+    get_model(setting["model"])
+    if launcher.hostnames == "auto" and "SLURM_JOB_ID" not in os.environ:
+        check_hardware(Hardware(**setting["hardware"] | {"num_nodes": 1}), os.environ)
+
+    from academic_pretraining.benchmarking.comparison import comparison_text, deviations
+
+    # The workers find training.py as this script did.
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    show_workers(sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("TORCHRUNX_LOG_DIR", folder)
+        report = launch(
+            fields | {"output_dir": folder, "save_strategy": "no"},
+            setting,
+            setting["model"],
+            launcher,
+            source=training_arguments,
+            stop_after_steps=steps,
+            stop_within_seconds=None if steps else limit_seconds,
+        )
+    print(comparison_text(report))
+    allowed = {"step": tolerance, "peak memory": memory_tolerance}
+    off = {name: e for name, e in deviations(report).items() if abs(e) > allowed[name]}
+    for name, error in off.items():
+        print(f"predicted {name} is {error:+.2%} off, more than {allowed[name]:.1%}")
+    if not off:
+        print("the prediction holds")
+    return 1 if off else 0
+
+
+if __name__ == "__main__":
+    run(main)
