@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import default_data_collator
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -240,6 +241,31 @@ def test_without_help_transformers_cannot_initialise_mamba_under_zero_3(tmp_path
     built = build_in_shards(tmp_path, "unhelped")
     assert built.returncode == 1
     assert "RuntimeError: The size of tensor a (0) must match" in built.stderr
+
+
+def test_convnext_has_input_embeddings_only_with_help(monkeypatch):
+    recipe = tiny("convnext-large-1k")
+    model = build_model(recipe, attention=None)
+    inner: Any = model.base_model
+    assert model.get_input_embeddings() is inner.embeddings.patch_embeddings
+    monkeypatch.setattr(build, "_name_input_embeddings", lambda model: None)
+    with pytest.raises(NotImplementedError):
+        build_model(recipe, attention=None).get_input_embeddings()
+
+
+def test_a_saved_roberta_is_read_by_transformers(tmp_path):
+    model = build_model(tiny("roberta"), attention="eager").eval()
+    bias = model.lm_head.decoder.bias  # pyright: ignore
+    torch.nn.init.normal_(bias)
+    assert [name for name, _ in model.named_parameters(remove_duplicate=False)].count(
+        "lm_head.bias"
+    ) == 0
+    model.save_pretrained(tmp_path)
+    again = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    tokens = torch.randint(3, 64, (2, 8))
+    # It comes back with other attention kernels.
+    torch.testing.assert_close(model(tokens).logits, again(tokens).logits)
+    assert torch.equal(again.lm_head.decoder.bias, bias)
 
 
 @pytest.mark.parametrize("fsdp", [None, True])

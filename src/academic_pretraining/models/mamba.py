@@ -41,7 +41,9 @@ MAMBA = (
         adam_beta2=0.95,
         weight_decay=0.1,
         lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr": 1e-5},
+        # 1e-5, as a rate: from the value itself transformers 5.17 works the rate out with the
+        # optimizer's defaults, which DeepSpeed's optimizer has not.
+        lr_scheduler_kwargs={"min_lr_rate": 1e-5 / 8e-4},
         warmup_steps=57_220,
         max_grad_norm=1.0,
         supports_compile=False,
