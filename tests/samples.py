@@ -40,6 +40,10 @@ MEASURED = Measurement(
     device_bytes=140 * 2**30,
     seconds={"launch": 3.0, "all": 90.0},
     sessions=1,
+    restart_seconds=40.0,
+    save_seconds=5.0,
+    checkpoint_bytes=2 * 2**30,
+    save_peak_bytes=2**30,
 )
 OUT_OF_MEMORY = dataclasses.replace(
     MEASURED, outcome="out of memory", best=None, timings=(), compile="off"

@@ -32,6 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "academic_pretraining.deepspeed",
         "academic_pretraining.fsdp",
         "academic_pretraining.analytic",
+        "academic_pretraining.schedule",
     ),
     "results": ("academic_pretraining.results", "academic_pretraining.plotting"),
     "benchmarking": ("academic_pretraining.benchmarking",),

@@ -80,6 +80,7 @@ def test_a_row_in_full():
         "step_seconds": 2.5,
         "step_standard_error": 0.01,
         "step_spread": 0.02,
+        "micro_step_seconds": 0.07,
         "mfu": 0.4,
         "ceiling_share": pytest.approx(1024 * 10**12 / 2.5 / 2 / 8e14),
         "numerics": "fp16 parameters",
@@ -91,6 +92,10 @@ def test_a_row_in_full():
         "data_share": 0.01,
         "optimizer_share": 0.03,
         "missing_gib": None,
+        "restart_seconds": 40.0,
+        "save_seconds": 5.0,
+        "checkpoint_gib": 2.0,
+        "save_peak_gib": 1.0,
         "device_name": "NVIDIA H200",
         "wall_seconds": 90.0,
         "torch": "2.13.0",
@@ -126,6 +131,7 @@ def test_a_setting_that_did_not_fit_has_a_row_without_times():
         *("micro_batch_size", "grad_acc_steps", "global_batch_size"),
         *("step_seconds", "step_standard_error", "step_spread", "mfu", "peak_memory_gib"),
         *("training_days", "training_days_low", "training_days_high", "units_per_second"),
+        "micro_step_seconds",
         *("ceiling_share", "model_flops_per_step", "data_share", "optimizer_share"),
     }
 

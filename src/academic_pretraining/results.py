@@ -86,6 +86,11 @@ class Measurement:
         device_bytes: memory of the device.
         seconds: wall time by phase, and `all`.
         sessions: launches that it took.
+        restart_seconds: launch, building and first step, compilation included; `None` if nothing
+            fitted.
+        save_seconds: writing a checkpoint; `None` where that was not measured.
+        checkpoint_bytes, save_peak_bytes: its size, and the largest device memory meanwhile.
+        save_error: why it could not be written.
     """
 
     outcome: str
@@ -104,6 +109,11 @@ class Measurement:
     device_bytes: int
     seconds: dict[str, float]
     sessions: int
+    restart_seconds: float | None = None
+    save_seconds: float | None = None
+    checkpoint_bytes: int | None = None
+    save_peak_bytes: int | None = None
+    save_error: str = ""
 
 
 SCHEMA = pl.Schema(
@@ -125,6 +135,7 @@ SCHEMA = pl.Schema(
         "step_seconds": pl.Float64,
         "step_standard_error": pl.Float64,
         "step_spread": pl.Float64,
+        "micro_step_seconds": pl.Float64,
         "mfu": pl.Float64,
         "ceiling_share": pl.Float64,
         "numerics": pl.String,
@@ -136,6 +147,10 @@ SCHEMA = pl.Schema(
         "data_share": pl.Float64,
         "optimizer_share": pl.Float64,
         "missing_gib": pl.Float64,
+        "restart_seconds": pl.Float64,
+        "save_seconds": pl.Float64,
+        "checkpoint_gib": pl.Float64,
+        "save_peak_gib": pl.Float64,
         "device_name": pl.String,
         "wall_seconds": pl.Float64,
         "torch": pl.String,
@@ -307,7 +322,6 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         measured["out_of_memory_free_bytes"],
     )
     missing = max(0, requested - free) if requested is not None and free is not None else None
-    peak = best.get("peak_bytes")
     flops = rate = None
     ceiling = measured.get("ceiling_flops")
     if best:
@@ -326,23 +340,32 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         "step_seconds": best.get("step_seconds"),
         "step_standard_error": best.get("step_seconds_standard_error"),
         "step_spread": best.get("step_spread"),
+        "micro_step_seconds": best.get("micro_step_seconds"),
         "mfu": best.get("mfu"),
         "ceiling_share": rate / ceiling if rate and ceiling else None,
         "numerics": _numerics(record["config"]),
-        "peak_memory_gib": peak / 2**30 if peak is not None else None,
+        "peak_memory_gib": _gib(best.get("peak_bytes")),
         "compile": measured["compile"],
         "kernels": measured["kernels"],
         "model_flops_per_step": flops,
         "ceiling_flops": ceiling,
         "data_share": best.get("data_share"),
         "optimizer_share": best.get("optimizer_share"),
-        "missing_gib": missing / 2**30 if missing is not None and not best else None,
+        "missing_gib": _gib(missing) if not best else None,
+        "restart_seconds": measured.get("restart_seconds"),
+        "save_seconds": measured.get("save_seconds"),
+        "checkpoint_gib": _gib(measured.get("checkpoint_bytes")),
+        "save_peak_gib": _gib(measured.get("save_peak_bytes")),
         "device_name": measured["device_name"],
         "wall_seconds": measured["seconds"]["all"],
         "torch": record["versions"].get("torch"),
         "measured_at": record["measured_at"],
         "current_recipe": is_current(recipe),
     }
+
+
+def _gib(count: int | None) -> float | None:
+    return count / 2**30 if count is not None else None
 
 
 def _numerics(config: dict[str, Any]) -> str:

@@ -203,6 +203,7 @@ def test_seconds_are_divided_by_phase(play):
         "build": 9.0,
         "compile and warm-up": 11.0,
         "memory ramp": 6.0,
+        "saving": 0.0,
         "timing": 14.0,
     }
 
@@ -250,3 +251,27 @@ def test_shares_of_the_step_are_those_of_its_longest_steps(play):
     best = play([dataclasses.replace(result, samples=(sample, sample, short))]).best
     assert best.data_share == pytest.approx(0.1)
     assert best.optimizer_share == pytest.approx(0.4 / best.step_seconds)
+
+
+def a_checkpoint(**changes) -> ProbeResult:
+    figures = {"save_seconds": 3.0, "checkpoint_bytes": 200, "save_peak_bytes": 100, "seconds": 9.0}
+    return a_result(1, purpose=Purpose.SAVING, **(figures | changes))
+
+
+def test_a_checkpoint_is_part_of_the_measurement(play):
+    found = play([a_result(4, build_seconds=5.0, warm_up_seconds=11.0), a_checkpoint()])
+    assert (found.save_seconds, found.checkpoint_bytes, found.save_peak_bytes) == (3.0, 200, 100)
+    assert found.save_error == ""
+    # Launch, building and the first step.
+    assert found.restart_seconds == 18.0
+    assert found.seconds["saving"] == 9.0
+
+
+@pytest.mark.parametrize("outcome", [Outcome.CRASHED, Outcome.HUNG, Outcome.OUT_OF_MEMORY])
+def test_a_checkpoint_that_fails_costs_nothing_but_itself(play, given, outcome):
+    failed = a_checkpoint(outcome=outcome, cause="disk full", save_seconds=None)
+    found = play([a_result(4), failed], last_is_finished=False)
+    assert len(given) == 1
+    assert found.best is not None
+    assert found.save_error == "disk full"
+    assert (found.save_seconds, found.checkpoint_bytes) == (None, None)

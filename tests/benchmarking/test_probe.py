@@ -6,7 +6,7 @@ import torch
 from transformers import Trainer
 
 from academic_pretraining.benchmarking import probe as probe_module
-from academic_pretraining.benchmarking.build import build_model_for
+from academic_pretraining.benchmarking.build import build_model, build_model_for
 from academic_pretraining.benchmarking.probe import run_probe
 from academic_pretraining.benchmarking.probes import Outcome, Probe, Purpose
 from academic_pretraining.errors import MeasurementError
@@ -145,3 +145,24 @@ def test_ranks_agree_on_the_slowest_step_and_the_largest_peak(recorded):
 
 def _seconds(facts) -> list[float]:
     return [sample["seconds"] for sample in facts["samples"]]
+
+
+def test_a_checkpoint_is_written_timed_and_weighed(config, tmp_path):
+    probe = dataclasses.replace(
+        TIMING, purpose=Purpose.SAVING, high=1, low=0, high_steps=1, epochs=1
+    )
+    result = run_probe(config, probe, output_dir=str(tmp_path))
+    assert result.samples == ()
+    assert result.save_seconds is not None
+    assert 0 < result.save_seconds < result.seconds
+    [folder] = tmp_path.glob("checkpoint-*")
+    # Weights and two moments in fp32, and little beside.
+    parameters = sum(p.numel() for p in build_model(config.recipe, attention=None).parameters())
+    assert 12 * parameters < result.checkpoint_bytes < 12 * parameters + 2**20
+    assert (folder / "optimizer.pt").exists()
+
+
+def test_nothing_else_writes_one(config, tmp_path):
+    result = run_probe(config, TIMING, output_dir=str(tmp_path))
+    assert (result.save_seconds, result.checkpoint_bytes) == (None, 0)
+    assert list(tmp_path.glob("checkpoint-*")) == []

@@ -16,7 +16,7 @@ from academic_pretraining.methods import Method
 from academic_pretraining.models import get_model
 
 GIB = 2**30
-NORMAL = Effort()
+NORMAL = Effort(saves=False)
 
 
 @dataclass(kw_only=True)
@@ -116,7 +116,7 @@ devices = st.builds(
 @given(device=devices, gpus=st.sampled_from([1, 2, 3, 6, 8]), most=st.integers(1, 6))
 def test_every_search_ends_with_the_fastest_of_what_it_timed(device, gpus, most):
     config = config_on(gpus=gpus, batch_tolerance=0.01)
-    history = search(config, device, Effort(most_timings=most))
+    history = search(config, device, Effort(most_timings=most, saves=False))
     fitted = timed(history)
     assert len(fitted) <= most
     assert len(set(fitted)) == len(fitted)
@@ -198,7 +198,7 @@ def test_after_a_failed_compilation_nothing_is_compiled(failing):
 def test_out_of_memory_at_any_probe_leads_on(failing, compiled_share, size):
     config, device = config_on(), Device(compiled_share=compiled_share)
     history: list[ProbeResult] = []
-    while probe := next_probe(config, Effort(), history):
+    while probe := next_probe(config, NORMAL, history):
         assert len(history) < 30
         failed = ProbeResult(probe=probe, outcome=Outcome.OUT_OF_MEMORY)
         history.append(failed if len(history) == failing else device.run(probe))
@@ -232,7 +232,7 @@ def test_a_cpu_is_timed_without_a_memory_ramp():
 
 
 def test_only_the_wanted_sizes_are_considered():
-    history = search(config_on(), Device(), Effort(micro_batch_sizes=(2, 8, 7)))
+    history = search(config_on(), Device(), Effort(micro_batch_sizes=(2, 8, 7), saves=False))
     assert {r.probe.micro_batch_size for r in history} == {2, 8}
 
 
@@ -242,7 +242,7 @@ def test_only_the_wanted_sizes_are_considered():
 def test_timing_runs_hold_real_steps_or_two_lengths_to_extrapolate_from(per_example, gpus, wish):
     config = config_on(gpus=gpus)
     device = Device(per_example_seconds=per_example, launch_seconds=0.0)
-    for result in search(config, device, Effort(timing_seconds=wish)):
+    for result in search(config, device, Effort(timing_seconds=wish, saves=False)):
         probe = result.probe
         if probe.purpose is Purpose.MEMORY or result.outcome is not Outcome.OK:
             continue
@@ -251,3 +251,20 @@ def test_timing_runs_hold_real_steps_or_two_lengths_to_extrapolate_from(per_exam
         assert probe.high in lengths
         assert len([s for s in result.samples if s.accumulation == probe.high]) >= 4
         assert lengths == ({real} if not probe.low else {probe.low, probe.high})
+
+
+@pytest.mark.parametrize(
+    ("device", "effort", "saved"),
+    [
+        (Device(), Effort(), [1]),
+        (Device(), NORMAL, []),
+        (Device(), Effort(largest_checkpoint_bytes=1e9), []),
+        # What does not fit is not saved.
+        (Device(static=100 * GIB), Effort(), []),
+    ],
+)
+def test_one_checkpoint_is_written_in_the_end(device, effort, saved):
+    history = search(config_on(), device, effort)
+    assert sizes(history, Purpose.SAVING, Outcome.OK) == saved
+    assert not saved or history[-1].probe.purpose is Purpose.SAVING
+    assert not any(r.probe.compile for r in history if r.probe.purpose is Purpose.SAVING)

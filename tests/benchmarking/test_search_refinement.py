@@ -29,7 +29,12 @@ from academic_pretraining.models import get_model
 GIB = 2**30
 NOISY, QUIET = 0.05, 0.0001
 PATIENT = Effort(
-    timing_seconds=20.0, high_steps=3, epochs=3, relative_error=0.007, most_refinements=2
+    timing_seconds=20.0,
+    saves=False,
+    high_steps=3,
+    epochs=3,
+    relative_error=0.007,
+    most_refinements=2,
 )
 AT_8 = dataclasses.replace(PATIENT, micro_batch_sizes=(8,))
 

@@ -1,5 +1,7 @@
 import re
 
+import pytest
+
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, Sharding
 
@@ -83,3 +85,45 @@ def test_an_older_recipe_does_not_win(cli, remember, made_up):
     answer = cli("print_optimal_config.py", *HARDWARE, "--model", "pythia-160m")
     assert (answer.status, answer.err) == (0, "")
     assert row(answer.out)["step_seconds"] == "3.0"
+
+
+RUN = ("print_optimal_config.py", *HARDWARE, "--model", "pythia-160m")
+
+
+def test_a_whole_run_ends_on_a_date(cli, remember, made_up):
+    remember(made_up(ON_TWO, SHARDED, 2.0))
+    flags = ("--save-every-steps", 1000, "--time-limit-hours", 24)
+    answer = cli(*RUN, *flags, "--evaluate-every-steps", 1000, "--evaluation-examples", 10_000)
+    assert answer.status == 0
+    [line] = answer.out.splitlines()[-1:]
+    # 143 evaluations of 625 micro-batches of 0.07 s, a third each; 143 checkpoints of 5 s.
+    assert re.fullmatch(
+        r"whole run: 3\.3\d days in 4 jobs: steps 3\.31, evaluation 0\.0241, checkpoints 0\.00828, "
+        r"launching 0\.00203, repeated steps 0\.0347; begun now, over on \d{4}-\d\d-\d\d",
+        line,
+    )
+
+
+def test_measured_checkpoints_can_be_overruled(cli, remember, made_up):
+    remember(made_up(ON_TWO, SHARDED, 2.0))
+    answer = cli(*RUN, "--save-every-steps", 1000, "--save-seconds", 600)
+    assert "checkpoints 0.993" in answer.out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (("--save-seconds", 0), "--save-seconds is 0.0, but must be above 0"),
+        (("--time-limit-hours", 5), "under a time limit a training goes on from checkpoints"),
+        (
+            ("--save-every-steps", 10**9, "--time-limit-hours", 5),
+            "ends before its first checkpoint",
+        ),
+        (("--evaluation-examples", 10), "evaluation needs both its interval and its size"),
+        (("--save-every-steps", -1), "save_every_steps is -1, but must be above 0"),
+    ],
+    ids=str,
+)
+def test_habits_that_make_no_sense_are_refused(cli, remember, made_up, flags, why):
+    remember(made_up(ON_TWO, SHARDED, 2.0))
+    assert why in cli.refuses(*RUN, *flags)

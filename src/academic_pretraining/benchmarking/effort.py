@@ -15,7 +15,9 @@ class Effort:
         high_steps, epochs, warm_up_steps: shape of a timing run, as in `Probe`.
         usable_memory: share of the device's memory that a predicted peak may fill.
         micro_batch_sizes: sizes to consider; empty for all that divide the batch.
-        memory_deadline_seconds: limit of a memory probe.
+        saves: whether to write a checkpoint in the end, and time it.
+        largest_checkpoint_bytes: above this none is written, for want of time and room.
+        memory_deadline_seconds: limit of a memory probe, and of writing a checkpoint.
         timing_deadline_seconds: limit of a timing probe, compilation included; three times its
             expected steps come on top.
     """
@@ -29,6 +31,8 @@ class Effort:
     warm_up_steps: int = 2
     usable_memory: float = 0.94
     micro_batch_sizes: tuple[int, ...] = ()
+    saves: bool = True
+    largest_checkpoint_bytes: float = 32e9
     memory_deadline_seconds: float = 300.0
     timing_deadline_seconds: float = 1500.0
 
@@ -37,6 +41,7 @@ QUICK = Effort(
     timing_seconds=4.0,
     most_timings=1,
     micro_batch_sizes=(1,),
+    saves=False,
     most_refinements=0,
     high_steps=2,
     epochs=2,

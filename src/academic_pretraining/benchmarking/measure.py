@@ -57,7 +57,12 @@ def measure(
             raise
         ends.append(end)
         last = end.results[-1] if end.results else None
-        if last and last.outcome in (Outcome.CRASHED, Outcome.HUNG):
+        if last and last.probe.purpose is Purpose.SAVING:
+            # The last probe, and one that takes nothing from the others.
+            end.finished = True
+            if last.outcome is not Outcome.OK:
+                shutil.rmtree(directory / "trainer", ignore_errors=True)
+        elif last and last.outcome in (Outcome.CRASHED, Outcome.HUNG):
             crashes += 1
             if crashes == 2 or not last.transient:
                 raise MeasurementError(
@@ -89,6 +94,7 @@ def _conclude(
     )
     done = [r for r in history if r.outcome is Outcome.OK]
     timed = [r for r in done if r.probe.purpose is Purpose.TIMING]
+    saving = next((r for r in history if r.probe.purpose is Purpose.SAVING), None)
     return Measurement(
         outcome="measured" if best else "out of memory",
         best=_timing(config, best, flops) if best else None,
@@ -117,11 +123,28 @@ def _conclude(
             "memory ramp": sum(
                 r.seconds - r.build_seconds for r in done if r.probe.purpose is Purpose.MEMORY
             ),
+            "saving": saving.seconds if saving else 0.0,
             "timing": sum(r.seconds - r.build_seconds - r.warm_up_seconds for r in timed),
             "all": wall_seconds,
         },
         sessions=len(ends),
+        restart_seconds=_restart_seconds(best, timed, ends),
+        save_seconds=saving.save_seconds if saving else None,
+        checkpoint_bytes=saving.checkpoint_bytes if saving and saving.save_seconds else None,
+        save_peak_bytes=saving.save_peak_bytes if saving and saving.save_seconds else None,
+        save_error=saving.cause if saving else "",
     )
+
+
+def _restart_seconds(
+    best: ProbeResult | None, timed: list[ProbeResult], ends: list[SessionEnd]
+) -> float | None:
+    """Add up what goes by before a training's second step: launch, building, compilation."""
+    if best is None:
+        return None
+    alike = [r for r in timed if r.probe.micro_batch_size == best.probe.micro_batch_size]
+    begun = max(r.build_seconds + r.warm_up_seconds for r in alike)
+    return max(end.start_seconds for end in ends) + begun
 
 
 def _check_ceiling(

@@ -4,6 +4,7 @@ import gc
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from transformers import Trainer, TrainingArguments
@@ -15,10 +16,11 @@ from academic_pretraining.benchmarking.probes import (
     Outcome,
     Probe,
     ProbeResult,
+    Purpose,
     StepSample,
 )
 from academic_pretraining.benchmarking.ranks import gather
-from academic_pretraining.benchmarking.timing import StepTimer
+from academic_pretraining.benchmarking.timing import SaveTimer, StepTimer
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.training_arguments import training_arguments_fields
 
@@ -49,6 +51,9 @@ def run_probe(
     # What an earlier probe left behind is not this one's.
     leftover = torch.cuda.memory_allocated() if cuda else 0
     trainer, timer = _build(config, probe, output_dir=output_dir, cuda=cuda)
+    saver = SaveTimer(cuda=cuda)
+    if probe.purpose is Purpose.SAVING:
+        trainer.add_callback(saver)
     timer.on_warm = on_warm
     built = time.perf_counter()
     graphs_before = _compiled_graphs()
@@ -61,12 +66,16 @@ def run_probe(
         "reserved_bytes": torch.cuda.max_memory_reserved() if cuda else 0,
         "graphs": _compiled_graphs() - graphs_before,
         "warm_up_seconds": timer.warm_up_seconds,
+        "save_seconds": saver.seconds,
+        "save_peak_bytes": saver.peak_bytes,
     }
-    del trainer, timer
+    del trainer, timer, saver
     _clean_up(cuda)
     mine["leftover_bytes"] = torch.cuda.memory_allocated() if cuda else 0
     mine["device_bytes"] = device_bytes(cuda)
     everyone = gather(mine)
+    # Every rank has written its part; the session's end removes it.
+    saved = Path(output_dir).rglob("*") if probe.purpose is Purpose.SAVING else ()
     return ProbeResult(
         probe=probe,
         outcome=Outcome.OK,
@@ -81,8 +90,14 @@ def run_probe(
                 "leftover_bytes",
                 "device_bytes",
                 "warm_up_seconds",
+                "save_peak_bytes",
             )
         },
+        checkpoint_bytes=sum(path.stat().st_size for path in saved if path.is_file()),
+        save_seconds=max(
+            (rank["save_seconds"] for rank in everyone if rank["save_seconds"] is not None),
+            default=None,
+        ),
         graphs=min(rank["graphs"] for rank in everyone),
     )
 
@@ -100,6 +115,8 @@ def _build(
         "save_strategy": "no",
         "disable_tqdm": True,
     }
+    if probe.purpose is Purpose.SAVING:
+        fields |= {"save_strategy": "steps", "save_steps": 1}
     arguments = TrainingArguments(**fields)
     allow_sharding_on_cpu(arguments)
     # After the arguments: under ZeRO-3 they make the model come up in shards.

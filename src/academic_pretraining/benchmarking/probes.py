@@ -10,6 +10,7 @@ class Purpose(enum.StrEnum):
 
     MEMORY = "memory"
     TIMING = "timing"
+    SAVING = "saving"
 
 
 class Outcome(enum.StrEnum):
@@ -30,7 +31,7 @@ class Probe:
     `low` is given, a last one with `low`: the Trainer's own remainder of an epoch.
 
     Attributes:
-        purpose: memory or timing.
+        purpose: memory, timing, or saving a checkpoint.
         micro_batch_size: examples a GPU takes at once.
         high: gradient accumulation steps of most steps.
         low: accumulation of each epoch's last step; 0 for none.
@@ -106,6 +107,9 @@ class ProbeResult:
         build_seconds: model, dataset and Trainer.
         warm_up_seconds: until the end of the first optimizer step, compilation included.
         seconds: the whole probe.
+        save_seconds: writing a checkpoint, at the slowest rank; `None` for other purposes.
+        checkpoint_bytes: what was written, all ranks' files on a shared file system.
+        save_peak_bytes: largest memory allocated on any device meanwhile.
         cause: of a failure, the exception in one line.
         transient: of a failure, whether a second try may end otherwise.
         log: of a failure, the log of the rank that failed first.
@@ -124,6 +128,9 @@ class ProbeResult:
     build_seconds: float = 0.0
     warm_up_seconds: float = 0.0
     seconds: float = 0.0
+    save_seconds: float | None = None
+    checkpoint_bytes: int = 0
+    save_peak_bytes: int = 0
     cause: str = ""
     transient: bool = True
     log: str = ""

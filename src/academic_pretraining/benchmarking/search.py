@@ -3,8 +3,8 @@
 First the memory: short eager runs at small micro-batches, whose peaks lie on a line, give the
 largest micro-batch that should fit. Then the time, there and at its smaller neighbours until
 they get slower; a larger neighbour follows where the peaks seen under timing leave room for it.
-Last, where the steps vary so much that the real step, with its many micro-batches, is uncertain,
-the best one is timed again with longer accumulation.
+Then, where the steps vary so much that the real step, with its many micro-batches, is uncertain,
+the best one is timed again with longer accumulation. Last, a checkpoint is written.
 Every rank of a session, and the session that carries on after one died, takes the same decision
 from the same history.
 """
@@ -39,7 +39,7 @@ def next_probe(
     compiles = config.compiles and not _compile_failed(history)
     size = _next_timing(config, plans, effort, history)
     if size is None:
-        return _refinement(config, effort, history)
+        return _refinement(config, effort, history) or _saving_probe(config, plans, effort, history)
     return _timing_probe(plans[size], effort, history, compiles=compiles)
 
 
@@ -205,6 +205,30 @@ def _fits(
 
 def _compile_failed(history: Sequence[ProbeResult]) -> bool:
     return any(r.outcome is Outcome.COMPILE_FAILED for r in history)
+
+
+def _saving_probe(
+    config: TrainingConfig,
+    plans: dict[int, BatchPlan],
+    effort: Effort,
+    history: Sequence[ProbeResult],
+) -> Probe | None:
+    """Write one checkpoint, unless it is too large to; how fast it trains plays no part."""
+    done = any(r.probe.purpose is Purpose.SAVING for r in history)
+    # Weights and two moments in fp32.
+    size = 12 * config.recipe.parameter_count
+    if not effort.saves or done or size > effort.largest_checkpoint_bytes:
+        return None
+    if best_timing(config, history) is None:
+        return None
+    return Probe(
+        purpose=Purpose.SAVING,
+        micro_batch_size=min(plans),
+        high=1,
+        high_steps=1,
+        compile=False,
+        deadline_seconds=effort.memory_deadline_seconds,
+    )
 
 
 def _memory_probe(plan: BatchPlan, effort: Effort) -> Probe:

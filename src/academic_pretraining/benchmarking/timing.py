@@ -125,6 +125,36 @@ class StepTimer(TrainerCallback):
         return event
 
 
+@dataclass
+class SaveTimer(TrainerCallback):
+    """Times a checkpoint, from the end of its optimizer step to its last byte.
+
+    Attributes:
+        cuda: whether there is a GPU to wait for.
+        seconds: of the last checkpoint; `None` before it.
+        peak_bytes: largest device memory allocated meanwhile; 0 on a CPU.
+    """
+
+    cuda: bool
+    seconds: float | None = None
+    peak_bytes: int = 0
+    _began: float = 0.0
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Wait for the step, so that only what follows counts."""
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        self._began = time.perf_counter()
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        """Note how long it took."""
+        if self.cuda:
+            torch.cuda.synchronize()
+            self.peak_bytes = torch.cuda.max_memory_allocated()
+        self.seconds = time.perf_counter() - self._began
+
+
 def _between(start: Mark | None, end: Mark | None) -> float:
     """Seconds from one mark to another; 0 where either is missing."""
     if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):

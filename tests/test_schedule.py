@@ -1,0 +1,115 @@
+import datetime
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from academic_pretraining.errors import InvalidConfigError
+from academic_pretraining.schedule import Habits, Schedule, whole_run
+
+DAY = 86_400.0
+
+
+NOTHING = Habits()
+
+
+def run_of(habits: Habits = NOTHING, **changes) -> Schedule:
+    """Train for ten days; a job takes 100 s to begin and a checkpoint 50 s."""
+    figures = {
+        "step_seconds": 8.64,
+        "max_steps": 100_000,
+        "micro_step_seconds": 0.3,
+        "examples_per_micro_step": 32,
+        "restart_seconds": 100.0,
+        "save_seconds": 50.0,
+    }
+    return whole_run(habits, **(figures | changes))
+
+
+def test_steps_alone_and_the_launch():
+    schedule = run_of()
+    assert (schedule.seconds, schedule.jobs) == (10 * DAY + 100, 1)
+    assert schedule.text == "10.0 days: steps 10.0, launching 0.00116"
+
+
+def test_evaluation_costs_a_third_of_training_on_as_much():
+    schedule = run_of(Habits(evaluate_every_steps=1000, evaluation_examples=3200))
+    assert schedule.evaluation_seconds == pytest.approx(100 * 100 * 0.3 / 3)
+
+
+def test_a_last_micro_batch_that_is_not_full_counts_whole():
+    schedule = run_of(Habits(evaluate_every_steps=100_000, evaluation_examples=33))
+    assert schedule.evaluation_seconds == pytest.approx(2 * 0.3 / 3)
+
+
+def test_checkpoints_are_counted():
+    assert run_of(Habits(save_every_steps=1000)).saving_seconds == 100 * 50
+    assert run_of(Habits(save_every_steps=100_001)).saving_seconds == 0
+
+
+def test_jobs_go_on_from_their_last_checkpoint():
+    schedule = run_of(Habits(save_every_steps=1000, time_limit_hours=24))
+    lost, again = 1000 * 8.64 / 2, 100 + 50
+    assert schedule.jobs == math.ceil((10 * DAY + 5000) / (DAY - lost - again)) == 11
+    assert schedule.repeated_seconds == 10 * lost
+    assert schedule.restart_seconds == 100 + 10 * again
+    assert schedule.text == (
+        "10.6 days in 11 jobs: steps 10.0, evaluation 0, checkpoints 0.0579, launching 0.0185, "
+        "repeated steps 0.5"
+    ).replace("evaluation 0, ", "")
+
+
+def test_a_limit_that_is_not_reached_changes_nothing():
+    habits = Habits(save_every_steps=1000, time_limit_hours=24 * 11)
+    assert run_of(habits) == run_of(Habits(save_every_steps=1000))
+
+
+def test_a_job_must_reach_a_checkpoint():
+    with pytest.raises(InvalidConfigError, match="a job of 2 h ends before its first checkpoint"):
+        run_of(Habits(save_every_steps=1000, time_limit_hours=2))
+
+
+def test_a_checkpoint_of_unknown_time_is_asked_for():
+    with pytest.raises(InvalidConfigError, match="say it with --save-seconds"):
+        run_of(Habits(save_every_steps=1000), save_seconds=None)
+
+
+@pytest.mark.parametrize(
+    ("habits", "why"),
+    [
+        ({"evaluate_every_steps": 10}, "evaluation needs both its interval and its size"),
+        ({"evaluation_examples": 10}, "evaluation needs both its interval and its size"),
+        ({"time_limit_hours": 24.0}, "give save_every_steps"),
+        ({"save_every_steps": 0}, "save_every_steps is 0, but must be above 0"),
+        ({"save_every_steps": -5}, "save_every_steps is -5, but must be above 0"),
+        ({"save_every_steps": 9, "time_limit_hours": math.nan}, "time_limit_hours is nan"),
+        ({"save_every_steps": 9, "time_limit_hours": math.inf}, "time_limit_hours is inf"),
+    ],
+)
+def test_habits_that_make_no_sense_are_refused(habits, why):
+    with pytest.raises(InvalidConfigError, match=why):
+        Habits(**habits)
+
+
+@given(
+    limit=st.floats(5, 10_000),
+    every=st.integers(1, 5000),
+    saving=st.floats(0, 100),
+    restart=st.floats(0, 500),
+)
+def test_jobs_are_enough_and_none_is_idle(limit, every, saving, restart):
+    habits = Habits(save_every_steps=every, time_limit_hours=limit)
+    try:
+        schedule = run_of(habits, save_seconds=saving, restart_seconds=restart)
+    except InvalidConfigError:
+        return
+    assert schedule.seconds <= schedule.jobs * limit * 3600 * (1 + 1e-9)
+    assert schedule.seconds > (schedule.jobs - 1) * limit * 3600 * 0.3 or schedule.jobs == 1
+    assert schedule.seconds >= run_of().step_seconds
+
+
+def test_the_end_is_a_date():
+    begin = datetime.datetime(2026, 1, 1)
+    assert run_of().end(begin) == "2026-01-11"
+    assert run_of(max_steps=10**14).end(begin) == "a day beyond the calendar"
