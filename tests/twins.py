@@ -21,14 +21,29 @@ _SHRUNKEN = {
 }
 
 
-def twin(name: str) -> ModelRecipe:
-    """Shrink a model; how it is trained stays."""
+_NO_DROPOUT = {
+    "RobertaConfig": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "ViTConfig": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "ConvNextConfig": {"drop_path_rate": 0.0},
+}
+
+
+def twin(name: str, *, dropout: bool = True) -> ModelRecipe:
+    """Shrink a model; how it is trained stays.
+
+    Without dropout, what it computes depends on its weights and data alone.
+    """
     recipe = MODELS[name]
     text = recipe.task is not Task.IMAGE_CLASSIFICATION
     classes = {"vocab_size": 64} if text else {"num_labels": 64, "image_size": 32}
     return dataclasses.replace(
         recipe,
-        architecture={**recipe.architecture, **_SHRUNKEN[recipe.config_class], **classes},
+        architecture={
+            **recipe.architecture,
+            **_SHRUNKEN[recipe.config_class],
+            **classes,
+            **({} if dropout else _NO_DROPOUT.get(recipe.config_class, {})),
+        },
         num_classes=64,
         sequence_length=16 if text else None,
         image_size=None if text else 32,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from contract.ranks import run_ranks
 
 from academic_pretraining.config import TrainingConfig, why_invalid
 from academic_pretraining.gpus import Hardware
@@ -20,7 +21,6 @@ from experiments.export import export
 
 pytestmark = pytest.mark.slow
 
-HERE = Path(__file__).parent
 TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="cpu")
 FAMILIES = ("pythia-160m", "roberta", "vit", "convnext-large-1k", "mamba")
 # Every model as plain training; every method for one model of each family.
@@ -43,32 +43,7 @@ def contracts(tmp_path_factory) -> Path:
     for model, method in CASES:
         config = TrainingConfig(hardware=TWO, recipe=MODELS[model], method=method)
         export(folder / f"{name_of(model, method)}.json", config, config.plans()[1], [])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, HERE / "train.py", folder],
-            env=os.environ
-            | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "LOCAL_WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(20_000 + os.getpid() % 20_000),
-                "PYTHONPATH": str(HERE.parent),
-                "OMP_NUM_THREADS": "1",
-                "CUDA_VISIBLE_DEVICES": "",
-            },
-            stdout=subprocess.DEVNULL,
-            stderr=(folder / f"rank{rank}.log").open("w"),
-        )
-        for rank in range(2)
-    ]
-    try:
-        statuses = [rank.wait(timeout=900) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert statuses == [0, 0], (folder / "rank0.log").read_text()[-3000:]
+    run_ranks("train.py", folder)
     return folder
 
 

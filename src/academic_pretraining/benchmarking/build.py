@@ -31,7 +31,8 @@ def build_model_for(
     """Build what a Trainer of these arguments trains, where it will train it.
 
     Its weights are drawn on the GPU, which takes a fraction of the CPU's time. A model that FSDP
-    or ZeRO-3 divides may be larger than a GPU: FSDP's is built on the CPU, ZeRO-3's in shards.
+    or ZeRO-3 divides may be larger than a GPU: FSDP's is built on the CPU, ZeRO-3's in shards. Each
+    of the three draws other numbers from the same seed, alike on all ranks.
     """
     divided = arguments.fsdp or is_deepspeed_zero3_enabled()
     with contextlib.nullcontext() if divided else arguments.device:
