@@ -5,15 +5,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 from academic_pretraining.config import TrainingConfig, config_to_dict
 from academic_pretraining.models.recipe import without_prose
+from academic_pretraining.results import LIBRARIES
 from academic_pretraining.training_arguments import training_arguments_fields
-
-_LIBRARIES = ("torch", "transformers", "accelerate", "deepspeed")
 
 
 def library_versions(config: TrainingConfig) -> dict[str, str]:
     """Versions of what decides a measurement, by distribution; the model's kernels among it."""
     versions = {}
-    for name in (*_LIBRARIES, *config.recipe.kernel_packages):
+    for name in (*LIBRARIES, *config.recipe.kernel_packages):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

@@ -36,7 +36,11 @@ def results_table(rows: "pl.DataFrame") -> Table:
 def _cells(row: dict[str, Any]) -> list[str]:
     method = method_of(row)
     nodes = f"{row['num_nodes']} x " if row["num_nodes"] > 1 else ""
-    model = row["model"] + ("" if row["current_recipe"] else " (an older recipe)")
+    model = row["model"]
+    if not row["current_recipe"]:
+        model += " (an older recipe)"
+    if not row["current_libraries"]:
+        model += f" ({row['libraries'] or 'other libraries'})"
     head = [model, f"{nodes}{row['gpus_per_node']} x {row['gpu_type']}", method.label]
     if row["outcome"] != "measured":
         missing = row["missing_gib"]

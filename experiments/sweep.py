@@ -12,7 +12,7 @@ from tango.workspaces.local_workspace import LocalWorkspace
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.probes import Probe
 from academic_pretraining.config import TrainingConfig
-from academic_pretraining.errors import AcademicPretrainingError, MeasurementError
+from academic_pretraining.errors import AcademicPretrainingError, DeviceBusyError, MeasurementError
 from experiments.steps import MeasureContext, is_cached, measure_step, run_step
 
 
@@ -65,7 +65,8 @@ def sweep(
         workspace: folder of the Tango workspace.
         effort: how thoroughly.
         reporter: told about each setting.
-        check: called before something is measured; raises where the machine will not do.
+        check: called before each setting that is measured; raises where the machine will not do.
+            A GPU that is busy costs the setting its result, and the next one is tried.
     """
     workspace = workspace.resolve()
     local = _open(workspace)
@@ -78,12 +79,13 @@ def sweep(
     for index, (config, step) in enumerate(zip(configs, steps, strict=True), start=1):
         cached = is_cached(step, local)
         if not cached:
-            check()
             reporter.starts(index, len(configs), left, config)
             left -= 1
         try:
+            if not cached:
+                check()
             record = run_step(step, local)
-        except MeasurementError as error:
+        except (MeasurementError, DeviceBusyError) as error:
             end.failures[config.method.label] = str(error)
             reporter.ends(config, None, str(error))
             continue

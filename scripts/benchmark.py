@@ -12,6 +12,7 @@ from academic_pretraining.errors import InvalidConfigError
 from academic_pretraining.gpus import Hardware, check_hardware
 from academic_pretraining.methods import MethodSpace
 from academic_pretraining.models import get_model
+from academic_pretraining.occupancy import check_idle
 
 
 def main(
@@ -26,6 +27,7 @@ def main(
     micro_batch_sizes: tuple[int, ...] = (),
     timing_seconds: float | None = None,
     detail: bool = False,
+    allow_busy_gpus: bool = False,
 ) -> int:
     """Measure which Trainer settings train a model fastest on given hardware.
 
@@ -45,6 +47,7 @@ def main(
         micro_batch_sizes: sizes to consider instead of all that divide the batch.
         timing_seconds: wished length of each timing run.
         detail: print also where the FLOPs and the time of a step go.
+        allow_busy_gpus: measure even where somebody else computes, which changes the figures.
     """
     if slurm:
         raise InvalidConfigError("--slurm is not available yet: run on the machine itself")
@@ -86,7 +89,9 @@ def main(
             print(f"{len(missing)} of {len(configs)} settings have no result")
             print(*(f"  {config.label}\n" for config in missing), sep="", end="")
         case "run":
-            return _run(list(configs.values()), micro_batch_sizes, timing_seconds, detail)
+            return _run(
+                list(configs.values()), micro_batch_sizes, timing_seconds, detail, allow_busy_gpus
+            )
     return 0
 
 
@@ -95,6 +100,7 @@ def _run(
     micro_batch_sizes: tuple[int, ...],
     timing_seconds: float | None,
     detail: bool,
+    allow_busy_gpus: bool,
 ) -> int:
     hardware, recipe = configs[0].hardware, configs[0].recipe
     possible = {plan.micro_batch_size for plan in configs[0].plans()}
@@ -109,6 +115,8 @@ def _run(
 
     if incomplete(configs, workspace_dir()):
         check_hardware(hardware, os.environ)
+        if not allow_busy_gpus:
+            check_idle(hardware, os.environ)
 
     from academic_pretraining.benchmarking.effort import QUICK, Effort
     from experiments.report import Progress
@@ -120,7 +128,13 @@ def _run(
         micro_batch_sizes=micro_batch_sizes or effort.micro_batch_sizes,
         timing_seconds=timing_seconds or effort.timing_seconds,
     )
-    end = sweep(configs, workspace_dir(), effort, Progress())
+
+    def check() -> None:
+        # A process that was just measuring may still be ending.
+        if not allow_busy_gpus:
+            check_idle(hardware, os.environ, patience_seconds=20.0)
+
+    end = sweep(configs, workspace_dir(), effort, Progress(), check)
     recalled = len(end.records) - end.measured
     print(f"{end.measured} settings measured, {recalled} recalled", file=sys.stderr)
     _print_results(hardware, recipe.name, detail)

@@ -11,6 +11,7 @@ from training import LauncherOptions, launch, show_workers
 from academic_pretraining.errors import InvalidConfigError, InvalidFileError
 from academic_pretraining.gpus import Hardware, check_hardware
 from academic_pretraining.models import get_model
+from academic_pretraining.occupancy import check_idle
 from experiments.export import read_json, read_setting
 
 
@@ -20,6 +21,7 @@ def main(
     limit_seconds: float = 120.0,
     tolerance: float = 0.03,
     memory_tolerance: float = 0.05,
+    allow_busy_gpus: bool = False,
     launcher: LauncherOptions = LauncherOptions(),
 ) -> int:
     """Train exported settings for a few real steps and set their speed beside the prediction.
@@ -33,6 +35,7 @@ def main(
         limit_seconds: of timed steps at most, where their number is not given; at least one is.
         tolerance: allowed relative error of the step time.
         memory_tolerance: likewise of the peak memory.
+        allow_busy_gpus: train even where somebody else computes, which changes the figures.
         launcher: how the workers are started.
     """
     for name, value in (("--tolerance", tolerance), ("--memory-tolerance", memory_tolerance)):
@@ -58,7 +61,10 @@ def main(
         )
     get_model(setting["model"])
     if launcher.hostnames == "auto" and "SLURM_JOB_ID" not in os.environ:
-        check_hardware(Hardware(**setting["hardware"] | {"num_nodes": 1}), os.environ)
+        hardware = Hardware(**setting["hardware"] | {"num_nodes": 1})
+        check_hardware(hardware, os.environ)
+        if not allow_busy_gpus:
+            check_idle(hardware, os.environ)
 
     from academic_pretraining.benchmarking.comparison import comparison_text, deviations
 

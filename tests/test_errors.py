@@ -13,6 +13,7 @@ every_error = pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__na
 def test_the_errors_that_a_user_can_meet():
     assert {kind.__name__ for kind in ERRORS} == {
         "AcademicPretrainingError",
+        "DeviceBusyError",
         "HardwareMismatchError",
         "InvalidConfigError",
         "InvalidFileError",

@@ -232,7 +232,12 @@ def test_what_is_declared_and_there_passes(machine):
 @pytest.mark.parametrize(
     ("devices", "declared", "found"),
     [
-        ([], ("h100", 2), "this machine has no GPU: give --gpu-type cpu"),
+        (
+            [],
+            ("h100", 2),
+            "this machine has no GPU: run it on one that has, or try things out with --gpu-type "
+            "cpu",
+        ),
         (["NVIDIA H200"], ("h100", 1), "this machine has 'NVIDIA H200': give --gpu-type h200"),
         (
             ["NVIDIA L40S", "NVIDIA L40"],

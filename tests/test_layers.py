@@ -25,6 +25,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "academic_pretraining.models",
         "academic_pretraining.methods",
         "academic_pretraining.numerics",
+        "academic_pretraining.occupancy",
     ),
     "configuration": (
         "academic_pretraining.config",

@@ -99,8 +99,10 @@ def test_a_row_in_full():
         "device_name": "NVIDIA H200",
         "wall_seconds": 90.0,
         "torch": "2.13.0",
+        "libraries": "torch 2.13.0",
         "measured_at": 1.5e9,
         "current_recipe": True,
+        "current_libraries": True,
         "training_days": pytest.approx(2.5 * 143_000 / 86_400),
         "training_days_low": pytest.approx(4.13773 * (1 - math.hypot(0.02, 1.96 * 0.01 / 2.5))),
         "training_days_high": pytest.approx(4.13773 * (1 + math.hypot(0.02, 1.96 * 0.01 / 2.5))),
@@ -152,7 +154,7 @@ def test_a_failure_of_nothing_requested_is_not_null(free):
 def test_an_empty_frame_has_the_columns_and_answers():
     empty = frame([])
     names = ("training_days", "training_days_low", "training_days_high", "units_per_second")
-    extra = dict.fromkeys(names, pl.Float64)
+    extra = dict.fromkeys(names, pl.Float64) | {"current_libraries": pl.Boolean}
     assert dict(empty.schema) == dict(SCHEMA) | extra
     assert empty.is_empty()
     assert select(empty, TWO, "vit").is_empty()
@@ -297,3 +299,14 @@ def test_the_winner_may_be_restricted_to_the_reference():
     assert (same["step_seconds"].item(), same["numerics"].item()) == (2.0, "reference")
     with pytest.raises(NoResultsError, match="other numerics than plain data parallelism"):
         fastest(frame([quick]), TWO, "pythia-160m", same_numerics=True)
+
+
+def test_results_of_other_libraries_are_marked_and_never_win():
+    old = record_of(Method(), seconds=1.0, at=1.0, versions={"torch": "2.11.0", "tango": "1"})
+    new = record_of(seconds=2.0, at=2.0, versions={"torch": "2.13.0"})
+    elsewhere = record_of(model="vit", at=0.5, versions={"torch": "2.11.0"})
+    results = frame([old, new, elsewhere])
+    marked = {row["libraries"]: row["current_libraries"] for row in results.to_dicts()[1:]}
+    assert marked == {"torch 2.11.0": False, "torch 2.13.0": True}
+    assert fastest(results, TWO, "pythia-160m")["step_seconds"].item() == 2.0
+    assert fastest(results, TWO, "vit")["libraries"].item() == "torch 2.11.0"

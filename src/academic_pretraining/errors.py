@@ -32,6 +32,10 @@ class HardwareMismatchError(AcademicPretrainingError):
     """The declared hardware is not what the machine has."""
 
 
+class DeviceBusyError(AcademicPretrainingError):
+    """Somebody else computes on a GPU that was to be measured."""
+
+
 class NoResultsError(AcademicPretrainingError):
     """A question about results that nobody has measured yet."""
 

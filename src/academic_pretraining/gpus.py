@@ -295,7 +295,8 @@ def check_hardware(hardware: Hardware, environment: Mapping[str, str]) -> None:
     declared = f"--gpu-type {hardware.gpu_type} --gpus-per-node {hardware.gpus_per_node}"
     if not devices:
         raise HardwareMismatchError(
-            f"{declared} was given, but this machine has no GPU: give --gpu-type cpu"
+            f"{declared} was given, but this machine has no GPU: run it on one that has, or try "
+            "things out with --gpu-type cpu"
         )
     for device in devices[: hardware.gpus_per_node]:
         if gpu_type_of(device.name) != hardware.gpu_type:

@@ -24,6 +24,9 @@ from academic_pretraining.numerics import REFERENCE, numerics
 
 RECORD_VERSION = 1
 
+LIBRARIES = ("torch", "transformers", "accelerate", "deepspeed")
+"""Distributions whose versions decide every measurement."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
@@ -154,16 +157,15 @@ SCHEMA = pl.Schema(
         "device_name": pl.String,
         "wall_seconds": pl.Float64,
         "torch": pl.String,
+        "libraries": pl.String,
         "measured_at": pl.Float64,
         "current_recipe": pl.Boolean,
     }
 )
 
+_WHERE = ["num_nodes", "gpus_per_node", "gpu_type", "model"]
 _SETTING = [
-    "num_nodes",
-    "gpus_per_node",
-    "gpu_type",
-    "model",
+    *_WHERE,
     "free_lunch",
     "activation_checkpointing",
     "sharding",
@@ -238,12 +240,18 @@ def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
     """Gather records in one frame, the newest of each setting, with training_days.
 
     `current_recipe` says whether the recipe is that of this version of the toolkit; a result of an
-    older one never stands in for it, nor wins.
+    older one never stands in for it, nor wins. `current_libraries` says likewise whether the
+    versions of `LIBRARIES` are those of the newest result for the same model and hardware.
     """
     rows = pl.DataFrame([_row(record) for record in records], schema=SCHEMA)
     return (
         rows.sort("measured_at")
         .unique([*_SETTING, "current_recipe"], keep="last", maintain_order=True)
+        .with_columns(
+            (pl.col("libraries") == pl.col("libraries").last().over(_WHERE)).alias(
+                "current_libraries"
+            )
+        )
         .with_columns(training_days, training_days_low, training_days_high, units_per_second)
     )
 
@@ -272,7 +280,9 @@ def fastest(
     Raises:
         NoResultsError: nothing was measured for this hardware and model.
     """
-    rows = select(results, hardware, model).filter(outcome="measured", current_recipe=True)
+    rows = select(results, hardware, model).filter(
+        outcome="measured", current_recipe=True, current_libraries=True
+    )
     if same_numerics and not rows.is_empty():
         rows = rows.filter(numerics=REFERENCE)
         if rows.is_empty():
@@ -359,9 +369,14 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         "device_name": measured["device_name"],
         "wall_seconds": measured["seconds"]["all"],
         "torch": record["versions"].get("torch"),
+        "libraries": _libraries(record["versions"]),
         "measured_at": record["measured_at"],
         "current_recipe": is_current(recipe),
     }
+
+
+def _libraries(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {versions[name]}" for name in LIBRARIES if name in versions)
 
 
 def _gib(count: int | None) -> float | None:

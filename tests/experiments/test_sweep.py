@@ -10,6 +10,7 @@ from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.benchmarking.probes import Probe, Purpose
 from academic_pretraining.errors import (
     AcademicPretrainingError,
+    DeviceBusyError,
     HardwareMismatchError,
     MeasurementError,
 )
@@ -192,7 +193,7 @@ def test_the_machine_is_checked_before_anything_is_measured(walk, configs, measu
     with pytest.raises(HardwareMismatchError, match=r"^no GPU$"):
         walk(configs, check=refuse)
     assert measurer.taken() == []
-    assert log.lines == []
+    assert [line[0] for line in log.lines] == ["starts"]
 
 
 def test_the_machine_is_not_checked_for_what_is_known(walk, configs, measurer):
@@ -234,3 +235,16 @@ def test_an_unusable_workspace_is_refused_with_advice(configs, measurer, log, tm
     end = re.escape("): name another folder with TANGO_WORKSPACE_DIR")
     assert re.fullmatch(f"{start}.+{end}", str(caught.value))
     assert measurer.taken() == []
+
+
+def test_a_busy_gpu_costs_a_setting_its_result_and_no_more(walk, configs, measurer):
+    answers = iter([None, DeviceBusyError("GPU 0 has 9.0 GiB in use"), None])
+
+    def check():
+        if error := next(answers):
+            raise error
+
+    end = walk(configs[:3], check=check)
+    assert end.measured == 2
+    assert end.failures == {configs[1].method.label: "GPU 0 has 9.0 GiB in use"}
+    assert walk(configs[:3]).measured == 1

@@ -88,7 +88,8 @@ def test_a_tolerance_is_checked_whatever_it_is_for(cli, case, command):
 
 
 NO_GPU = (
-    "--gpu-type a100 --gpus-per-node 2 was given, but this machine has no GPU: give --gpu-type cpu"
+    "--gpu-type a100 --gpus-per-node 2 was given, but this machine has no GPU: run it on "
+    "one that has, or try things out with --gpu-type cpu"
 )
 
 

@@ -1,0 +1,88 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from academic_pretraining.errors import DeviceBusyError
+from academic_pretraining.gpus import Hardware
+from academic_pretraining.occupancy import check_idle
+
+TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
+
+
+@pytest.fixture
+def smi(tmp_path, monkeypatch):
+    """Put an nvidia-smi before the others: MiB in use on each GPU, one call after another."""
+
+    def make(*calls: tuple[int, ...], apps: str = "", total: int = 143_771) -> None:
+        for number, used in enumerate(calls):
+            lines = [f"{i}, GPU-{i}, NVIDIA H200, {mib}, {total}" for i, mib in enumerate(used)]
+            (tmp_path / f"call{number}").write_text("\n".join(lines) + "\n")
+        (tmp_path / "apps").write_text(apps)
+        script = tmp_path / "nvidia-smi"
+        script.write_text(
+            f"""#!/bin/sh
+cd {tmp_path}
+case "$1" in *compute-apps*) cat apps; exit;; esac
+n=$(cat number 2>/dev/null || echo 0)
+cat "call$n"
+[ -e "call$((n + 1))" ] && echo $((n + 1)) > number
+exit 0
+"""
+        )
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    return make
+
+
+def test_idle_gpus_are_fine(smi):
+    # What the driver holds is no training.
+    smi((0, 700))
+    check_idle(TWO, {})
+
+
+def test_a_busy_gpu_is_named_with_its_owner(smi):
+    smi((0, 20_480), apps="GPU-1, 4711, python3\nGPU-1, 12, /usr/bin/vllm, serve\n")
+    with pytest.raises(DeviceBusyError) as error:
+        check_idle(TWO, {})
+    assert str(error.value) == (
+        "GPU 1 has 20.0 GiB in use by python3 (process 4711), /usr/bin/vllm, serve (process 12), "
+        "which would make the figures wrong: wait, choose another GPU with CUDA_VISIBLE_DEVICES, "
+        "or give --allow-busy-gpus"
+    )
+
+
+def test_a_container_may_not_see_who_it_is(smi):
+    smi((5_000, 30_000))
+    with pytest.raises(DeviceBusyError, match=r"^GPU 0 has 4\.9 GiB in use; GPU 1 has 29\.3 GiB"):
+        check_idle(TWO, {})
+
+
+def test_gpus_that_are_not_measured_may_be_busy(smi):
+    smi((0, 0, 50_000))
+    check_idle(TWO, {})
+    with pytest.raises(DeviceBusyError):
+        check_idle(TWO, {"CUDA_VISIBLE_DEVICES": "2,0"})
+
+
+@pytest.mark.parametrize(("total", "busy"), [(24_564, True), (143_771, False)])
+def test_what_is_little_depends_on_the_device(smi, total, busy):
+    smi((2_000,), total=total)
+    one = Hardware(num_nodes=1, gpus_per_node=1, gpu_type="h200")
+    if busy:
+        with pytest.raises(DeviceBusyError):
+            check_idle(one, {})
+    else:
+        check_idle(one, {})
+
+
+def test_a_process_that_is_ending_is_waited_for(smi, tmp_path: Path):
+    smi((9_000, 0), (0, 0))
+    check_idle(TWO, {}, patience_seconds=10.0)
+    assert (tmp_path / "number").read_text() == "1\n"
+
+
+def test_a_cpu_is_never_busy(smi):
+    smi((90_000,))
+    check_idle(Hardware(num_nodes=1, gpus_per_node=1, gpu_type="cpu"), {})
