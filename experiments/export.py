@@ -64,9 +64,16 @@ def read_json(path: Path) -> dict[str, Any]:
 def prediction(
     records: Iterable[dict[str, Any]], config: TrainingConfig, plan: BatchPlan
 ) -> dict[str, Any] | None:
-    """Find the newest measurement of exactly this setting and plan; `None` if there is none."""
-    for record in _measured(records, config):
+    """Find the newest measurement of exactly this setting and plan; `None` if there is none.
+
+    Where the newest one saw the compilation fail, an older compiled timing does not count.
+    """
+    records = _measured(records, config)
+    failed = compilation_failed(records, config)
+    for record in records:
         for timing in record["measurement"]["timings"]:
+            if failed and timing["compiled"]:
+                continue
             batch = (timing["micro_batch_size"], timing["gradient_accumulation_steps"])
             if batch == (plan.micro_batch_size, plan.gradient_accumulation_steps):
                 figures = ("step_seconds", "step_seconds_standard_error", "peak_bytes", "mfu")

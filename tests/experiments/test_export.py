@@ -131,6 +131,17 @@ def test_a_newer_measurement_without_this_plan_leaves_the_older_ones_prediction(
     assert prediction(records, config, config.plan_at(16)) == PREDICTED
 
 
+def test_a_compiled_timing_does_not_outlive_a_compilation_that_fails(record_of):
+    config = config_of()
+    compiled = record_of(config, 1.0, b16=2.5)
+    eager = record_of(config, 2.0, b16=4.0, state="off")
+    failed = record_of(config, 3.0, b8=5.0, state="failed")
+    assert prediction([compiled, failed], config, config.plan_at(16)) is None
+    found = prediction([compiled, eager, failed], config, config.plan_at(16))
+    assert found is not None
+    assert (found["step_seconds"], found["compiled"]) == (4.0, False)
+
+
 @pytest.mark.parametrize("changes", [{"learning_rate": 1.0}, {"architecture": {}}], ids=str)
 def test_an_older_recipe_predicts_nothing(record_of, changes):
     config, plan = config_of(), config_of().plan_at(16)
