@@ -72,7 +72,7 @@ def prediction(
     failed = compilation_failed(records, config)
     for record in records:
         for timing in record["measurement"]["timings"]:
-            if failed and timing["compiled"]:
+            if failed and record is not records[0] and timing["compiled"]:
                 continue
             batch = (timing["micro_batch_size"], timing["gradient_accumulation_steps"])
             if batch == (plan.micro_batch_size, plan.gradient_accumulation_steps):

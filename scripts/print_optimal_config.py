@@ -1,7 +1,7 @@
 """Print the fastest measured settings as one polars row."""
 
 import datetime
-import math
+import sys
 from typing import Any, Literal
 
 from _cli import GpuName, ModelName, results, run
@@ -25,8 +25,8 @@ def main(
 ) -> None:
     """Print the fastest measured settings as one polars row.
 
-    training_days is optimizer steps alone, with a 95% interval. With the last five flags a second
-    line adds what else a training does, and says on which date it would be over.
+    training_days is optimizer steps alone, with a 95% interval. With an interval of
+    evaluations or checkpoints a second line adds them up and says on which date it is over.
 
     Args:
         num_nodes: machines.
@@ -47,15 +47,25 @@ def main(
         save_every_steps=save_every_steps,
         time_limit_hours=time_limit_hours,
     )
-    if save_seconds is not None and not 0 < save_seconds < math.inf:
-        raise InvalidConfigError(f"--save-seconds is {save_seconds}, but must be above 0")
+    if save_seconds is not None and not 0 < save_seconds < 86_400:
+        raise InvalidConfigError(
+            f"--save-seconds is {save_seconds}, but must be above 0 and below 86400"
+        )
+    if save_seconds is not None and save_every_steps is None:
+        raise InvalidConfigError(
+            "--save-seconds is of checkpoints: give --save-every-steps with it"
+        )
 
     import polars as pl
 
-    from academic_pretraining.results import fastest
+    from academic_pretraining.results import fastest, select
 
     hardware = Hardware(num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu_type=gpu_type)
-    row = fastest(results(), hardware, model, same_numerics=numerics == "reference")
+    found = results()
+    others = select(found, hardware, model).filter(outcome="measured", current_libraries=False)
+    if not others.is_empty():
+        print(f"{len(others)} results of other library versions are left out", file=sys.stderr)
+    row = fastest(found, hardware, model, same_numerics=numerics == "reference")
     plan = None if habits == Habits() else _schedule(habits, row.row(0, named=True), save_seconds)
     with pl.Config(
         tbl_cols=-1, tbl_width_chars=-1, fmt_str_lengths=60, tbl_hide_dataframe_shape=True

@@ -4,11 +4,17 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from _cli import run
 from training import LauncherOptions, launch, show_workers
 
-from academic_pretraining.errors import InvalidConfigError, InvalidFileError
+from academic_pretraining.errors import (
+    AcademicPretrainingError,
+    InvalidConfigError,
+    InvalidFileError,
+    MeasurementError,
+)
 from academic_pretraining.gpus import Hardware, check_hardware
 from academic_pretraining.models import get_model
 from academic_pretraining.occupancy import check_idle
@@ -53,15 +59,25 @@ def main(
         )
     fields = read_json(training_arguments)
     setting = read_setting(training_arguments)
-    if "model" not in setting or not setting.get("prediction"):
+    if "model" not in setting or not _is_prediction(setting.get("prediction")):
         raise InvalidFileError(
             f"there is no prediction beside {training_arguments}: measure its setting with "
             "scripts/benchmark.py and export it again, unchanged, with "
             "scripts/to_training_arguments.py"
         )
     get_model(setting["model"])
+    hardware = Hardware(**setting["hardware"])
+    if launcher.workers_per_host not in (None, hardware.gpus_per_node):
+        raise InvalidConfigError(
+            f"--launcher.workers-per-host is {launcher.workers_per_host}, but the prediction is "
+            f"for {hardware.gpus_per_node} GPUs in each node: leave it out"
+        )
     if launcher.hostnames == "auto" and "SLURM_JOB_ID" not in os.environ:
-        hardware = Hardware(**setting["hardware"] | {"num_nodes": 1})
+        if hardware.num_nodes > 1:
+            raise InvalidConfigError(
+                f"the prediction is for {hardware.num_nodes} nodes, and this is one: run it in a "
+                "SLURM job, or name the nodes with --launcher.hostnames"
+            )
         check_hardware(hardware, os.environ)
         if not allow_busy_gpus:
             check_idle(hardware, os.environ)
@@ -74,14 +90,28 @@ def main(
     show_workers(sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("TORCHRUNX_LOG_DIR", folder)
-        report = launch(
-            fields | {"output_dir": folder, "save_strategy": "no"},
-            setting,
-            setting["model"],
-            launcher,
-            source=training_arguments,
-            stop_after_steps=steps,
-            stop_within_seconds=None if steps else limit_seconds,
+        try:
+            report = launch(
+                fields | {"output_dir": folder, "save_strategy": "no"},
+                setting,
+                setting["model"],
+                launcher,
+                source=training_arguments,
+                stop_after_steps=steps,
+                stop_within_seconds=None if steps else limit_seconds,
+            )
+        except AcademicPretrainingError:
+            raise
+        except Exception as error:
+            # Whatever a worker raised; what it printed stands above.
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise MeasurementError(
+                f"the training of {training_arguments} failed: {type(error).__name__}: {reason}"
+            ) from error
+    if not report["steps"]:
+        raise MeasurementError(
+            f"the training of {training_arguments} ended before a step was timed: the first two, "
+            "an epoch's first and fp16 overflows are left out; give more --steps"
         )
     print(comparison_text(report))
     allowed = {"step": tolerance, "peak memory": memory_tolerance}
@@ -91,6 +121,13 @@ def main(
     if not off:
         print("the prediction holds")
     return 1 if off else 0
+
+
+def _is_prediction(found: Any) -> bool:
+    if not isinstance(found, dict):
+        return False
+    figures = (found.get("step_seconds"), found.get("peak_bytes"))
+    return all(isinstance(figure, int | float) and figure > 0 for figure in figures)
 
 
 if __name__ == "__main__":

@@ -310,3 +310,10 @@ def test_results_of_other_libraries_are_marked_and_never_win():
     assert marked == {"torch 2.11.0": False, "torch 2.13.0": True}
     assert fastest(results, TWO, "pythia-160m")["step_seconds"].item() == 2.0
     assert fastest(results, TWO, "vit")["libraries"].item() == "torch 2.11.0"
+
+
+def test_results_of_older_libraries_are_named_where_nothing_else_is_left():
+    old = record_of(at=1.0, versions={"torch": "2.11.0"})
+    new = record_of(Method(), OUT_OF_MEMORY, at=2.0, versions={"torch": "2.13.0"})
+    with pytest.raises(NoResultsError, match="is of other library versions than the newest one"):
+        fastest(frame([old, new]), TWO, "pythia-160m")

@@ -231,8 +231,14 @@ def check_record(record: dict[str, Any]) -> None:
         ValueError: it lacks something, or something is of another type.
     """
     try:
-        pl.DataFrame([_row(record)], schema=SCHEMA, strict=True)
-    except (KeyError, TypeError, AttributeError, pl.exceptions.PolarsError) as error:
+        row = _row(record)
+        pl.DataFrame([row], schema=SCHEMA, strict=True)
+        if row["outcome"] == "measured" and not row["step_seconds"] > 0 < row["micro_step_seconds"]:
+            raise TypeError("a step that takes no time")
+    except (
+        *(KeyError, TypeError, AttributeError, ArithmeticError),
+        pl.exceptions.PolarsError,
+    ) as error:
         raise ValueError(f"broken record: {type(error).__name__} {error}") from error
 
 
@@ -280,15 +286,20 @@ def fastest(
     Raises:
         NoResultsError: nothing was measured for this hardware and model.
     """
-    rows = select(results, hardware, model).filter(
-        outcome="measured", current_recipe=True, current_libraries=True
-    )
+    rows = select(results, hardware, model).filter(outcome="measured", current_recipe=True)
+    if not rows.is_empty():
+        rows = rows.filter(current_libraries=True)
+        if rows.is_empty():
+            raise NoResultsError(
+                f"every result for {model} on this hardware is of other library versions than the "
+                "newest one, which did not fit: run scripts/benchmark.py with the same flags"
+            )
     if same_numerics and not rows.is_empty():
         rows = rows.filter(numerics=REFERENCE)
         if rows.is_empty():
             raise NoResultsError(
                 f"every result for {model} on this hardware has other numerics than plain data "
-                "parallelism: leave --numerics out, or measure naive and free-lunch"
+                "parallelism: leave --numerics out, or measure naive too"
             )
     rows = rows.sort("training_days")
     if rows.is_empty():

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from academic_pretraining.analytic import SECONDS_PER_DAY
 from academic_pretraining.errors import InvalidConfigError
 
+# More is a mistake, and would overflow.
+_MOST = 1e12
+
 
 @dataclass(frozen=True, kw_only=True)
 class Habits:
@@ -29,9 +32,9 @@ class Habits:
 
     def __post_init__(self) -> None:
         reasons = [
-            f"{name} is {value}, but must be above 0: leave it out for none"
+            f"{name} is {value}, but must be above 0 and below {_MOST:.0e}: leave it out for none"
             for name, value in vars(self).items()
-            if value is not None and not 0 < value < math.inf
+            if value is not None and not 0 < value < _MOST
         ]
         if (self.evaluate_every_steps is None) != (self.evaluation_examples is None):
             reasons.append(

@@ -268,9 +268,10 @@ def test_a_saved_roberta_is_read_by_transformers(tmp_path):
     assert torch.equal(again.lm_head.decoder.bias, bias)
 
 
-@pytest.mark.parametrize("fsdp", [None, True])
-def test_only_a_whole_model_is_drawn_on_the_device(fsdp):
+@pytest.mark.parametrize(("fsdp", "deepspeed"), [(None, None), (True, None), (None, {"a": 1})])
+def test_only_a_whole_model_is_drawn_on_the_device(fsdp, deepspeed):
     recipe = tiny("pythia-14m")
-    arguments: Any = SimpleNamespace(fsdp=fsdp, device=torch.device("meta"), seed=3)
+    device = torch.device("meta")
+    arguments: Any = SimpleNamespace(fsdp=fsdp, deepspeed=deepspeed, device=device, seed=3)
     model = build_model_for(arguments, recipe, attention="eager", free_lunch=False)
-    assert {parameter.is_meta for parameter in model.parameters()} == {fsdp is None}
+    assert {parameter.is_meta for parameter in model.parameters()} == {not fsdp and not deepspeed}

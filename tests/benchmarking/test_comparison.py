@@ -191,6 +191,11 @@ def test_overflows_do_not_count_as_known():
     assert len([s for s in timer.samples() if not s.skipped]) >= 4
 
 
+def test_what_is_never_timed_is_given_up():
+    timer = Steps(*[1.0] * 999, skipped=tuple(range(999)))
+    assert stops_at(timer) < 40
+
+
 def test_the_first_steps_are_said_once_with_the_finish(capsys):
     timer = Steps(*[2.0] * 99)
     callback = SaysSpeed(timer, PREDICTED, timed_steps=3, **TOKENS)

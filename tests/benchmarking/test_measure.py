@@ -254,13 +254,19 @@ def test_shares_of_the_step_are_those_of_its_longest_steps(play):
 
 
 def a_checkpoint(**changes) -> ProbeResult:
-    figures = {"save_seconds": 3.0, "checkpoint_bytes": 200, "save_peak_bytes": 100, "seconds": 9.0}
+    figures = {
+        "save_seconds": 3.0,
+        "checkpoint_bytes": 10**9,
+        "save_peak_bytes": 100,
+        "seconds": 9.0,
+    }
     return a_result(1, purpose=Purpose.SAVING, **(figures | changes))
 
 
-def test_a_checkpoint_is_part_of_the_measurement(play):
+def test_a_checkpoint_is_part_of_the_measurement(play, tmp_path):
     found = play([a_result(4, build_seconds=5.0, warm_up_seconds=11.0), a_checkpoint()])
-    assert (found.save_seconds, found.checkpoint_bytes, found.save_peak_bytes) == (3.0, 200, 100)
+    assert (found.save_seconds, found.checkpoint_bytes, found.save_peak_bytes) == (3.0, 10**9, 100)
+    assert list((tmp_path / "new" / "scratch").iterdir()) == []
     assert found.save_error == ""
     # Launch, building and the first step.
     assert found.restart_seconds == 18.0
@@ -275,3 +281,18 @@ def test_a_checkpoint_that_fails_costs_nothing_but_itself(play, given, outcome):
     assert found.best is not None
     assert found.save_error == "disk full"
     assert (found.save_seconds, found.checkpoint_bytes) == (None, None)
+    assert found.out_of_memory_micro_batch_size is None
+
+
+def test_a_session_that_dies_on_its_way_to_the_checkpoint_costs_nothing_either(play, given):
+    timed = [a_result(32, high=4, step=1.0), a_result(16, high=4, step=1.0)]
+    dead = a_result(1, purpose=Purpose.MEMORY, outcome=Outcome.CRASHED, transient=False)
+    found = play([*timed, dead], last_is_finished=False)
+    assert len(given) == 1
+    assert found.best is not None
+
+
+def test_a_checkpoint_without_optimizer_state_is_not_taken_for_one(play):
+    found = play([a_result(4), a_checkpoint(checkpoint_bytes=10**6)])
+    assert found.save_seconds is None
+    assert found.save_error.startswith("fp16 overflows")

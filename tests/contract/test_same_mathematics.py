@@ -71,7 +71,7 @@ def computed(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(params=CASES, ids=lambda case: name_of(*case))
+@pytest.fixture(params=[c for c in CASES if c[1:] != PLAIN], ids=lambda case: name_of(*case))
 def pair(request, computed):
     """What a case computed, and what plain data parallelism did."""
     names = (name_of(*request.param), name_of(request.param[0], *PLAIN))

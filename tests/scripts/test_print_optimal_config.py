@@ -113,13 +113,18 @@ def test_measured_checkpoints_can_be_overruled(cli, remember, made_up):
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        (("--save-seconds", 0), "--save-seconds is 0.0, but must be above 0"),
+        (("--save-seconds", 0), "--save-seconds is 0.0, but must be above 0 and below 86400"),
         (("--time-limit-hours", 5), "under a time limit a training goes on from checkpoints"),
         (
             ("--save-every-steps", 10**9, "--time-limit-hours", 5),
             "ends before its first checkpoint",
         ),
         (("--evaluation-examples", 10), "evaluation needs both its interval and its size"),
+        (
+            ("--save-seconds", 5),
+            "--save-seconds is of checkpoints: give --save-every-steps",
+        ),
+        (("--save-every-steps", 10**400), "but must be above 0 and below 1e+12"),
         (("--save-every-steps", -1), "save_every_steps is -1, but must be above 0"),
     ],
     ids=str,

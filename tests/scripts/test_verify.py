@@ -46,7 +46,16 @@ def test_steps_are_more_than_the_warm_up(cli, exported, value):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"prediction": None}, {"arguments_sha256": "edited"}, {"prediction": {}}], ids=str
+    "changes",
+    [
+        {"prediction": None},
+        {"arguments_sha256": "edited"},
+        {"prediction": {}},
+        {"prediction": [1]},
+        {"prediction": {"step_seconds": 0, "peak_bytes": 1}},
+        {"prediction": {"step_seconds": "1"}},
+    ],
+    ids=str,
 )
 def test_without_a_prediction_there_is_nothing_to_verify(cli, exported, changes):
     exported(**changes)
@@ -74,3 +83,15 @@ def test_another_machine_is_refused(cli, exported):
 def test_an_unknown_model_is_refused(cli, exported):
     exported(model="pythia-15m")
     assert "pythia-15m" in cli.refuses(SCRIPT, *FLAGS)
+
+
+def test_a_prediction_for_several_nodes_needs_them(cli, exported):
+    exported(hardware={"num_nodes": 2, "gpus_per_node": 8, "gpu_type": "h200"})
+    assert cli.refuses(SCRIPT, *FLAGS).startswith("the prediction is for 2 nodes, and this is one")
+
+
+def test_another_number_of_workers_is_refused(cli, exported):
+    assert cli.refuses(SCRIPT, *FLAGS, "--launcher.workers-per-host", 2) == (
+        "--launcher.workers-per-host is 2, but the prediction is for 1 GPUs in each node: leave it "
+        "out"
+    )

@@ -11,7 +11,6 @@ import transformers
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainingArguments, set_seed
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
@@ -30,11 +29,11 @@ def build_model_for(
 ) -> PreTrainedModel:
     """Build what a Trainer of these arguments trains, where it will train it.
 
-    Its weights are drawn on the GPU, which takes a fraction of the CPU's time. A model that FSDP
-    or ZeRO-3 divides may be larger than a GPU: FSDP's is built on the CPU, ZeRO-3's in shards. Each
-    of the three draws other numbers from the same seed, alike on all ranks.
+    Its weights are drawn on the GPU, which takes a fraction of the CPU's time. What FSDP or
+    DeepSpeed divide or halve may be too large for that: it is built on the CPU, under ZeRO-3 in
+    shards. CPU, GPU and ZeRO-3 draw other numbers from the same seed, alike on all ranks.
     """
-    divided = arguments.fsdp or is_deepspeed_zero3_enabled()
+    divided = arguments.fsdp or arguments.deepspeed
     with contextlib.nullcontext() if divided else arguments.device:
         return build_model(recipe, attention=attention, free_lunch=free_lunch, seed=arguments.seed)
 

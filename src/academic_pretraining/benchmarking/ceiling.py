@@ -31,8 +31,10 @@ def ceiling_flops(config: TrainingConfig, *, seconds: float = 0.3) -> float:
     how = {"device": "cuda" if cuda else "cpu", "dtype": _DTYPES[config.precision]}
     # 8192 fills the largest GPU; a CPU would take seconds for one.
     size = 8192 if cuda else 1024
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    # The Trainer sets a default that this inherits, unless it was ever set by another name.
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32" if config.tf32 else "ieee"
     try:
         left, right = (torch.randn(size, size, **how) for _ in range(2))
         torch.matmul(left, right)
@@ -41,7 +43,7 @@ def ceiling_flops(config: TrainingConfig, *, seconds: float = 0.3) -> float:
         while time.perf_counter() < end:
             best = min(best, _timed(left, right, cuda))
     finally:
-        torch.set_float32_matmul_precision(before)
+        matmul.fp32_precision = before
     return min(gather(2 * size**3 / best))
 
 

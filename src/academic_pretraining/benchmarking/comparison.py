@@ -178,6 +178,10 @@ def finish_text(step_seconds: float, steps: int) -> str:
     return f"{steps:,} optimizer steps are left, which alone take {left}: until {end}"
 
 
+# Every step overflows, or is the first one of its epoch and untimed: nothing will be known.
+_MOST_IN_VAIN = 5
+
+
 class StopsWhenKnown(TrainerCallback):
     """Stops a training when the mean of its steps is known well enough; alike on all ranks.
 
@@ -202,6 +206,7 @@ class StopsWhenKnown(TrainerCallback):
         self._timer = timer
         self._relative_error, self._limit_seconds, self._few = relative_error, limit_seconds, few
         self._ends_at: int | None = None
+        self._in_vain = 0
         self._asks_at = timer.warm_up_steps + 1
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
@@ -214,6 +219,10 @@ class StopsWhenKnown(TrainerCallback):
 
     def _ask(self, step: int) -> None:
         steps = _slowest(gather(self._timer.samples()))
+        self._in_vain += not steps
+        if self._in_vain == _MOST_IN_VAIN:
+            self._ends_at = step
+            return
         possible = int(self._limit_seconds / statistics.fmean(steps)) if steps else self._few
         if len(steps) < self._few and possible >= self._few:
             # One more for the step that this question disturbs.

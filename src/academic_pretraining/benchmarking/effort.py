@@ -16,7 +16,7 @@ class Effort:
         usable_memory: share of the device's memory that a predicted peak may fill.
         micro_batch_sizes: sizes to consider; empty for all that divide the batch.
         saves: whether to write a checkpoint in the end, and time it.
-        largest_checkpoint_bytes: above this none is written, for want of time and room.
+        largest_checkpoint_bytes: above this none is written, for want of time.
         memory_deadline_seconds: limit of a memory probe, and of writing a checkpoint.
         timing_deadline_seconds: limit of a timing probe, compilation included; three times its
             expected steps come on top.
@@ -32,7 +32,7 @@ class Effort:
     usable_memory: float = 0.94
     micro_batch_sizes: tuple[int, ...] = ()
     saves: bool = True
-    largest_checkpoint_bytes: float = 32e9
+    largest_checkpoint_bytes: float = 40e9
     memory_deadline_seconds: float = 300.0
     timing_deadline_seconds: float = 1500.0
 

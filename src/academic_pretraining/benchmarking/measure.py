@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from academic_pretraining.analytic import mfu
@@ -16,6 +17,7 @@ from academic_pretraining.benchmarking.prediction import (
     waiting_bytes,
 )
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
+from academic_pretraining.benchmarking.search import next_probe
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import MeasurementError
 from academic_pretraining.methods import Backend
@@ -60,11 +62,16 @@ def measure(
         if last and last.probe.purpose is Purpose.SAVING:
             # The last probe, and one that takes nothing from the others.
             end.finished = True
-            if last.outcome is not Outcome.OK:
-                shutil.rmtree(directory / "trainer", ignore_errors=True)
+            # A failure leaves its log, and never half a checkpoint.
+            rest = directory if last.outcome is Outcome.OK else directory / "trainer"
+            shutil.rmtree(rest, ignore_errors=True)
         elif last and last.outcome in (Outcome.CRASHED, Outcome.HUNG):
-            crashes += 1
-            if crashes == 2 or not last.transient:
+            pending = next_probe(config, effort, [*history, *end.results[:-1]])
+            if pending and pending.purpose is Purpose.SAVING:
+                # It died before it came to the checkpoint.
+                end.finished = True
+            crashes += not end.finished
+            if not end.finished and (crashes == 2 or not last.transient):
                 raise MeasurementError(
                     f"{config.label}: {last.outcome} in {last.probe.description}: {last.cause} "
                     f"(log: {last.log})"
@@ -90,11 +97,20 @@ def _conclude(
         _check_ceiling(config, best, flops, environment["ceiling_flops"])
     compile_failure = next((r for r in history if r.outcome is Outcome.COMPILE_FAILED), None)
     memory_failure = next(
-        (r for r in reversed(history) if r.outcome is Outcome.OUT_OF_MEMORY), None
+        (
+            r
+            for r in reversed(history)
+            if r.outcome is Outcome.OUT_OF_MEMORY and r.probe.purpose is not Purpose.SAVING
+        ),
+        None,
     )
     done = [r for r in history if r.outcome is Outcome.OK]
     timed = [r for r in done if r.probe.purpose is Purpose.TIMING]
     saving = next((r for r in history if r.probe.purpose is Purpose.SAVING), None)
+    if saving and saving.save_seconds and saving.checkpoint_bytes < _whole_bytes(config):
+        saving = replace(
+            saving, save_seconds=None, cause="fp16 overflows kept the optimizer from its first step"
+        )
     return Measurement(
         outcome="measured" if best else "out of memory",
         best=_timing(config, best, flops) if best else None,
@@ -134,6 +150,11 @@ def _conclude(
         save_peak_bytes=saving.save_peak_bytes if saving and saving.save_seconds else None,
         save_error=saving.cause if saving else "",
     )
+
+
+def _whole_bytes(config: TrainingConfig) -> int:
+    """Bytes that a checkpoint with optimizer state surpasses, and one without does not."""
+    return 8 * config.recipe.parameter_count
 
 
 def _restart_seconds(

@@ -2,6 +2,7 @@
 
 import gc
 import resource
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,7 +117,8 @@ def _build(
         "disable_tqdm": True,
     }
     if probe.purpose is Purpose.SAVING:
-        fields |= {"save_strategy": "steps", "save_steps": 1}
+        _check_room(output_dir, 12 * config.recipe.parameter_count)
+        fields |= {"save_strategy": "steps", "save_steps": probe.optimizer_steps}
     arguments = TrainingArguments(**fields)
     allow_sharding_on_cpu(arguments)
     # After the arguments: under ZeRO-3 they make the model come up in shards.
@@ -135,6 +137,16 @@ def _build(
         callbacks=[timer],
     )
     return trainer, timer
+
+
+def _check_room(folder: str, needed_bytes: int) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < 2 * needed_bytes:
+        raise OSError(
+            f"a checkpoint of {needed_bytes / 1e9:.1f} GB was not written, for only "
+            f"{free / 1e9:.1f} GB are free"
+        )
 
 
 def device_bytes(cuda: bool) -> int:

@@ -225,7 +225,8 @@ def _saving_probe(
         purpose=Purpose.SAVING,
         micro_batch_size=min(plans),
         high=1,
-        high_steps=1,
+        # Adam has no state before its first step, which fp16 overflows may put off.
+        high_steps=4,
         compile=False,
         deadline_seconds=effort.memory_deadline_seconds,
     )
