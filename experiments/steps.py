@@ -1,21 +1,15 @@
 """A measurement as a Tango step."""
 
-import contextlib
-import getpass
 import json
 import logging
-import os
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tango import Step, Workspace
-from tango.common.exceptions import StepStateError
-from tango.common.file_lock import FileLock
 from tango.format import JsonFormat
-from tango.workspaces.local_workspace import LocalWorkspace
+from tango.step import Step
+from tango.workspace import Workspace
 
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.measure import measure
@@ -41,6 +35,7 @@ class MeasureStep(Step[dict[str, Any]]):
         measurement = measure(
             context.config, context.effort, scratch=context.scratch, on_probe=context.on_probe
         )
+        context.measured = True
         record = to_record(
             context.config,
             measurement,
@@ -65,6 +60,8 @@ class MeasureContext:
         self.effort = effort
         self.scratch = scratch
         self.on_probe = on_probe
+        # Whether this process measured it; another one may have been quicker.
+        self.measured = False
 
 
 def measure_step(context: MeasureContext) -> MeasureStep:
@@ -81,47 +78,11 @@ def is_cached(step: MeasureStep, workspace: Workspace) -> bool:
     return step in workspace.step_cache
 
 
-def run_step(step: MeasureStep, workspace: LocalWorkspace) -> dict[str, Any]:
-    """Recall or run a step; a state left behind by a killed process is repaired first.
-
-    A result that cannot be read any more is measured again.
+def run_step(step: MeasureStep, workspace: Workspace) -> dict[str, Any]:
+    """Recall or run a step; a result that cannot be read any more is measured again.
 
     Raises:
         StepStateError: another process is running it.
+        OSError: the result cannot be stored.
     """
-    with _surroundings_that_tango_can_describe(workspace.dir):
-        if is_cached(step, workspace):
-            try:
-                return step.result(workspace)
-            except (OSError, ValueError):
-                workspace.remove_step(step.unique_id)
-        try:
-            return step.result(workspace)
-        except StepStateError as running:
-            # Killed between the result and its metadata, Tango takes a step for running for ever.
-            lock = FileLock(str(workspace.step_dir(step) / "lock"))
-            try:
-                lock.acquire(timeout=0)
-            except TimeoutError:
-                raise running from None
-            lock.release()
-            workspace.remove_step(step.unique_id)
-            return step.result(workspace)
-
-
-@contextlib.contextmanager
-def _surroundings_that_tango_can_describe(folder: Path) -> Iterator[None]:
-    """Spare Tango 1.3 what it stumbles over when it notes where a step runs.
-
-    It raises in a git repository without a commit or without a remote called origin, without a
-    git program, and for a user id without a name; so it runs outside the repository and finds a
-    name. Its use of pkg_resources is no news to the user either.
-    """
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):
-        os.environ["LOGNAME"] = f"uid-{os.getuid()}"
-    with warnings.catch_warnings(), contextlib.chdir(folder):
-        warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-        yield
+    return step.result(workspace)

@@ -1,19 +1,23 @@
 """Walking a grid: what is cached is recalled, the rest is measured, failures do not stop it."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from tango.common.exceptions import StepStateError
-from tango.workspaces.local_workspace import LocalWorkspace
 
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.probes import Probe
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import AcademicPretrainingError, DeviceBusyError, MeasurementError
 from experiments.steps import MeasureContext, is_cached, measure_step, run_step
+from experiments.store import RecordWorkspace
+
+# Logs and a record; a session that lacks room for them would be measured for nothing.
+_ROOM_BYTES = 32 * 2**20
 
 
 class Reporter(Protocol):
@@ -67,9 +71,33 @@ def sweep(
         reporter: told about each setting.
         check: called before each setting that is measured; raises where the machine will not do.
             A GPU that is busy costs the setting its result, and the next one is tried.
+
+    Raises:
+        AcademicPretrainingError: the workspace cannot be used; what it holds is kept.
+        HardwareMismatchError: the machine is not what was declared.
     """
+    # Tango reports its own housekeeping as errors; what fails here is raised to the caller.
+    logging.getLogger("tango").setLevel(logging.CRITICAL)
     workspace = workspace.resolve()
-    local = _open(workspace)
+    try:
+        return _walk(configs, workspace, effort, reporter, check)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise AcademicPretrainingError(
+            f"the workspace {workspace} cannot be used ({error}): free it, or name another folder "
+            "with TANGO_WORKSPACE_DIR; what it holds is kept, and the same command goes on"
+        ) from error
+
+
+def _walk(
+    configs: list[TrainingConfig],
+    workspace: Path,
+    effort: Effort,
+    reporter: Reporter,
+    check: Callable[[], None],
+) -> SweepEnd:
+    local = RecordWorkspace(workspace)
     end = SweepEnd()
     steps = [
         measure_step(MeasureContext(config, effort, workspace / "sessions", reporter.probes))
@@ -83,6 +111,7 @@ def sweep(
             left -= 1
         try:
             if not cached:
+                _check_room(workspace)
                 check()
             record = run_step(step, local)
         except (MeasurementError, DeviceBusyError) as error:
@@ -95,21 +124,18 @@ def sweep(
             reporter.ends(config, None, note)
             continue
         end.records.append(record)
+        end.measured += step.context.measured
         if cached:
             reporter.recalls(config, record)
         else:
-            end.measured += 1
             reporter.ends(config, record, "")
     return end
 
 
-def _open(workspace: Path) -> LocalWorkspace:
-    # Tango reports its own housekeeping as errors; what fails here is raised to the caller.
-    logging.getLogger("tango").setLevel(logging.CRITICAL)
-    try:
-        return LocalWorkspace(workspace)
-    except OSError as error:
-        raise AcademicPretrainingError(
-            f"the workspace {workspace} cannot be used ({error}): name another folder with "
-            "TANGO_WORKSPACE_DIR"
-        ) from error
+def _check_room(workspace: Path) -> None:
+    free = shutil.disk_usage(workspace).free
+    if free < _ROOM_BYTES:
+        raise OSError(
+            f"only {free / 2**20:.0f} MiB are free, and a measurement needs "
+            f"{_ROOM_BYTES / 2**20:.0f}"
+        )

@@ -1,6 +1,6 @@
 """Reading a Tango workspace without Tango, which would load torch.
 
-`LocalWorkspace` keeps each result in `cache/<step id>/`: `data.json`, written first, and
+Tango keeps each result in `cache/<step id>/`: `data.json`, written first, and
 `cache-metadata.json`, renamed into place when the result is whole.
 """
 
@@ -16,8 +16,8 @@ from academic_pretraining.results import RECORD_VERSION, check_record
 from experiments.identity import cache_key
 
 _STEP_PREFIX = "MeasureStep-"
-_DATA = "data.json"
-_METADATA = "cache-metadata.json"
+DATA = "data.json"
+METADATA = "cache-metadata.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,9 @@ def read_records(workspace: Path) -> tuple[list[dict[str, Any]], list[Unreadable
     unreadable: list[Unreadable] = []
     for folder in _step_folders(workspace):
         try:
-            records.append(_read(folder / _DATA))
+            records.append(read_record(folder / DATA))
         except (OSError, ValueError, AcademicPretrainingError) as error:
-            unreadable.append(Unreadable(path=folder / _DATA, reason=f"{error}"))
+            unreadable.append(Unreadable(path=folder / DATA, reason=f"{error}"))
     return records, unreadable
 
 
@@ -61,11 +61,16 @@ def _step_folders(workspace: Path) -> Iterator[Path]:
     cache = workspace / "cache"
     if cache.is_dir():
         for folder in sorted(cache.iterdir()):
-            if folder.name.startswith(_STEP_PREFIX) and (folder / _METADATA).exists():
+            if folder.name.startswith(_STEP_PREFIX) and (folder / METADATA).exists():
                 yield folder
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
+    """Read one record and check that nothing is missing in it.
+
+    Raises:
+        OSError, ValueError, AcademicPretrainingError: it cannot be used.
+    """
     record = json.loads(path.read_text())
     if not isinstance(record, dict) or "version" not in record:
         raise ValueError("not a record of this toolkit")

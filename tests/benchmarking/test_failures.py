@@ -1,3 +1,4 @@
+import errno
 import subprocess
 import sys
 
@@ -161,7 +162,6 @@ def test_an_error_of_the_compiled_code_itself_is_a_crash(own_compiler):
         (KeyboardInterrupt(), "KeyboardInterrupt"),
         (RuntimeError("CUDA error: an illegal memory access"), None),
         (RuntimeError("Connection closed by peer"), None),
-        (MemoryError("out of memory on the host"), None),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -192,6 +192,54 @@ def test_anything_else_is_a_crash_in_one_line(error, cause):
 def test_what_plain_python_did_wrong_is_not_worth_a_second_try(error, transient):
     failure = classify(error)
     assert (failure.outcome, failure.transient) == (Outcome.CRASHED, transient)
+
+
+@pytest.mark.parametrize(
+    ("error", "requested"),
+    [
+        (MemoryError("out of memory on the host"), None),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), None),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate "
+                "memory: you tried to allocate 4398046511104 bytes. Error code 12 (Cannot allocate "
+                "memory)"
+            ),
+            2**42,
+        ),
+    ],
+    ids=["Python", "the operating system", "PyTorch"],
+)
+def test_memory_of_the_host_is_told_from_that_of_the_device(error, requested):
+    failure = classify(error)
+    assert failure.outcome is Outcome.HOST_OUT_OF_MEMORY
+    assert failure.requested_bytes == requested
+    assert not failure.transient
+
+
+def test_what_pytorch_really_says_of_the_hosts_memory_is_understood():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50, dtype=torch.uint8)
+    failure = classify(caught.value)
+    assert failure.outcome is Outcome.HOST_OUT_OF_MEMORY
+    assert failure.requested_bytes == 2**50
+
+
+class Host:
+    """A tensor whose pinning fails as CUDA says it."""
+
+    def pin_memory(self):
+        raise torch.AcceleratorError(OTHERS[0])
+
+
+def test_pinned_memory_is_told_from_that_of_the_device():
+    with pytest.raises(RuntimeError) as caught:
+        Host().pin_memory()
+    # It comes from C++, so that the call is the last frame.
+    caught.tb.tb_next = None
+    failure = classify(caught.value)
+    assert failure.outcome is Outcome.HOST_OUT_OF_MEMORY
+    assert failure.cause.startswith("pinned memory: AcceleratorError: CUDA error: out of memory")
 
 
 def test_a_long_cause_is_cut():

@@ -66,7 +66,7 @@ def play(monkeypatch, tiny_config, tmp_path, given):
 
         def run_session(config, effort, history, *, directory, on_probe):
             given.append((list(history), directory))
-            assert list(directory.iterdir()) == []
+            assert [path.name for path in directory.iterdir()] == ["lock"]
             (directory / "rank0.log").write_text("what happened")
             end = SessionEnd(results=ends.pop(0), environment=ENVIRONMENT, start_seconds=2.0)
             end.finished = last_is_finished and not ends
@@ -139,6 +139,16 @@ def test_a_second_fault_is_raised_with_its_cause(play, given, outcome, tmp_path)
         f"(log: {log})"
     )
     assert all((directory / "rank0.log").exists() for _, directory in given[::2])
+
+
+def test_memory_of_the_host_is_no_result_and_not_tried_again(play, given):
+    host = a_result(4, Outcome.HOST_OUT_OF_MEMORY, cause="pinned", transient=False, log="1.log")
+    with pytest.raises(MeasurementError) as caught:
+        play([host], last_is_finished=False)
+    assert str(caught.value).endswith(
+        ": host out of memory in timing at micro-batch 4: pinned (log: 1.log)"
+    )
+    assert len(given) == 1
 
 
 def test_a_fault_that_would_come_again_is_raised_at_once(play, given):

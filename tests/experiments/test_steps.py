@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 from tango.common.exceptions import StepStateError
-from tango.workspaces.local_workspace import LocalWorkspace
 
 from academic_pretraining.benchmarking.effort import QUICK, Effort
 from academic_pretraining.config import config_to_dict
@@ -14,6 +13,7 @@ from academic_pretraining.errors import MeasurementError
 from academic_pretraining.results import config_of
 from experiments.identity import cache_key, library_versions
 from experiments.steps import MeasureContext, is_cached, measure_step, run_step
+from experiments.store import RecordWorkspace
 from experiments.sweep import sweep
 
 
@@ -27,7 +27,7 @@ def test_how_it_is_measured_does_not_change_the_step(configs, tmp_path):
 
 
 def test_a_step_is_measured_once(configs, measurer, tmp_path):
-    workspace = LocalWorkspace(tmp_path)
+    workspace = RecordWorkspace(tmp_path)
     step = step_of(configs[0], tmp_path)
     assert not is_cached(step, workspace)
     began = time.time()
@@ -37,7 +37,7 @@ def test_a_step_is_measured_once(configs, measurer, tmp_path):
     assert measurer.taken() == [configs[0]]
     assert measurer.arguments == {"effort": QUICK, "scratch": tmp_path / "scratch"}
 
-    again = run_step(step_of(configs[0], tmp_path), LocalWorkspace(tmp_path))
+    again = run_step(step_of(configs[0], tmp_path), RecordWorkspace(tmp_path))
     assert measurer.taken() == []
     assert json.dumps(again) == json.dumps(record)
     assert config_of(again) == configs[0]
@@ -51,17 +51,17 @@ def test_a_failure_is_raised_and_not_kept(configs, measurer, tmp_path):
     for _ in range(2):
         step = step_of(configs[0], tmp_path)
         with pytest.raises(MeasurementError, match=r"^rank 1 died \(log: /tmp/1\.log\)$"):
-            run_step(step, LocalWorkspace(tmp_path))
-        assert not is_cached(step, LocalWorkspace(tmp_path))
+            run_step(step, RecordWorkspace(tmp_path))
+        assert not is_cached(step, RecordWorkspace(tmp_path))
     assert measurer.taken() == [configs[0], configs[0]]
     measurer.errors.clear()
-    assert run_step(step_of(configs[0], tmp_path), LocalWorkspace(tmp_path))["measurement"]
+    assert run_step(step_of(configs[0], tmp_path), RecordWorkspace(tmp_path))["measurement"]
 
 
 def test_the_working_directory_is_given_back(configs, measurer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     measurer.errors[configs[1].label] = KeyboardInterrupt()
-    workspace = LocalWorkspace(tmp_path / "workspace")
+    workspace = RecordWorkspace(tmp_path / "workspace")
     run_step(step_of(configs[0], tmp_path), workspace)
     with pytest.raises(KeyboardInterrupt):
         run_step(step_of(configs[1], tmp_path), workspace)
@@ -70,12 +70,12 @@ def test_the_working_directory_is_given_back(configs, measurer, tmp_path, monkey
 
 @pytest.mark.parametrize("kept", [0, 1, 200])
 def test_a_result_that_was_cut_off_is_measured_again(configs, measurer, tmp_path, kept):
-    workspace = LocalWorkspace(tmp_path)
+    workspace = RecordWorkspace(tmp_path)
     step = step_of(configs[0], tmp_path)
     record = run_step(step, workspace)
     data = tmp_path / "cache" / step.unique_id / "data.json"
     data.write_bytes(data.read_bytes()[:kept])
-    again = run_step(step_of(configs[0], tmp_path), LocalWorkspace(tmp_path))
+    again = run_step(step_of(configs[0], tmp_path), RecordWorkspace(tmp_path))
     assert measurer.taken() == [configs[0], configs[0]]
     assert config_of(again) == config_of(record)
     assert json.loads(data.read_text()) == again
@@ -86,11 +86,11 @@ OTHER = """
 import json, sys
 from pathlib import Path
 
-from tango.workspaces.local_workspace import LocalWorkspace
 
 from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.config import config_from_dict
 from experiments import steps
+from experiments.store import RecordWorkspace
 
 folder, config = Path(sys.argv[1]), config_from_dict(json.loads(sys.argv[2]))
 
@@ -103,7 +103,7 @@ def measure(*args, **keywords):
 
 steps.measure = measure
 step = steps.measure_step(steps.MeasureContext(config, QUICK, folder))
-steps.run_step(step, LocalWorkspace(folder))
+steps.run_step(step, RecordWorkspace(folder))
 """
 
 
@@ -126,7 +126,7 @@ def test_what_another_process_measures_is_left_to_it(
     configs, measurer, silent, tmp_path, other_process
 ):
     with pytest.raises(StepStateError):
-        run_step(step_of(configs[1], tmp_path), LocalWorkspace(tmp_path))
+        run_step(step_of(configs[1], tmp_path), RecordWorkspace(tmp_path))
     end = sweep(configs, tmp_path, QUICK, silent)
     assert measurer.taken() == [configs[0], *configs[2:]]
     assert end.measured == 3

@@ -232,7 +232,10 @@ def test_an_unusable_workspace_is_refused_with_advice(configs, measurer, log, tm
     with pytest.raises(AcademicPretrainingError) as caught:
         sweep(configs, tmp_path / "file", QUICK, log)
     start = re.escape(f"the workspace {tmp_path / 'file'} cannot be used (")
-    end = re.escape("): name another folder with TANGO_WORKSPACE_DIR")
+    end = re.escape(
+        "): free it, or name another folder with TANGO_WORKSPACE_DIR; what it holds is kept, and "
+        "the same command goes on"
+    )
     assert re.fullmatch(f"{start}.+{end}", str(caught.value))
     assert measurer.taken() == []
 

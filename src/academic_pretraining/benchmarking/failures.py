@@ -1,6 +1,7 @@
-"""Telling failures apart: out of memory, a failed compilation, anything else."""
+"""Telling failures apart: memory of the device or of the host, a compilation, anything else."""
 
 import re
+import traceback
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from academic_pretraining.benchmarking.probes import Outcome
 
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _REQUESTED = re.compile(r"Tried to allocate ([\d.]+) (\w+)")
+_HOST_REQUESTED = re.compile(r"you tried to allocate (\d+) (bytes)")
 _FREE = re.compile(r"of which ([\d.]+) (\w+) is free")
 # What cuBLAS, NCCL and the driver say when an allocation of their own fails.
 _OTHER_ALLOCATIONS = (
@@ -17,6 +19,14 @@ _OTHER_ALLOCATIONS = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "Cuda failure 2 'out of memory'",
     "Triton Error [CUDA]: out of memory",
+)
+# What the host says of its own memory: PyTorch's allocator, Python, the operating system.
+_HOST_ALLOCATIONS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "Cannot allocate memory",
+    "unable to mmap",
+    "std::bad_alloc",
 )
 
 
@@ -42,6 +52,14 @@ class Failure:
 def classify(error: BaseException) -> Failure:
     """Find the kind of an exception, looking through what it was raised from."""
     for link in _chain(error):
+        if cause := _host_allocation(link):
+            return Failure(
+                outcome=Outcome.HOST_OUT_OF_MEMORY,
+                cause=cause,
+                transient=False,
+                requested_bytes=_bytes(_HOST_REQUESTED, str(link)),
+            )
+    for link in _chain(error):
         text = str(link)
         if isinstance(link, torch.OutOfMemoryError) or any(
             allocation in text for allocation in _OTHER_ALLOCATIONS
@@ -60,6 +78,20 @@ def classify(error: BaseException) -> Failure:
     # NCCL, CUDA and sockets raise these two; SystemExit is a death like that of a signal.
     transient = isinstance(error, RuntimeError | OSError | SystemExit)
     return Failure(outcome=Outcome.CRASHED, cause=_one_line(error), transient=transient)
+
+
+def _host_allocation(error: BaseException) -> str:
+    """Say what of the host could not be allocated; nothing where that is not the matter."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return ""
+    if isinstance(error, MemoryError) or any(part in text for part in _HOST_ALLOCATIONS):
+        return _one_line(error)
+    # CUDA says "out of memory" of pinned memory too; only the call that failed tells them apart.
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    if last and "pin_memory" in (last[0].line or "") and "out of memory" in text:
+        return f"pinned memory: {_one_line(error)}"
+    return ""
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -66,7 +66,7 @@ def run_session(
         config: what to measure.
         effort: how thoroughly.
         history: answers from earlier sessions.
-        directory: private and empty; on a file system that all nodes share.
+        directory: private and without another session's files; all nodes must see it.
         on_probe: called when a probe begins.
 
     Raises:
@@ -178,13 +178,22 @@ def _killed(directory: Path) -> dict[str, Any] | None:
         if not (directory / f"{rank}.failure.json").exists():
             return {
                 "outcome": Outcome.CRASHED,
-                "cause": f"{rank} was killed, perhaps by the host for want of memory",
+                "cause": f"{rank} {_last_words(directory / f'{rank}.log')}",
                 "requested_bytes": None,
                 "free_bytes": None,
                 "transient": True,
                 "log": str(directory / f"{rank}.log"),
             }
     return None
+
+
+def _last_words(log: Path) -> str:
+    """Say how a rank died: the fault handler names what the process did to itself."""
+    with contextlib.suppress(OSError):
+        for line in reversed(log.read_text(errors="replace").splitlines()):
+            if line.startswith("Fatal Python error: "):
+                return f"died: {line}"
+    return "was killed, perhaps by the host for want of memory"
 
 
 def _on_one_node(directory: Path) -> bool:

@@ -1,7 +1,5 @@
 """A configuration's measurement: sessions until the search is over."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,11 +15,14 @@ from academic_pretraining.benchmarking.prediction import (
     waiting_bytes,
 )
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
+from academic_pretraining.benchmarking.scratch import keep, remove_abandoned, session_folder
 from academic_pretraining.benchmarking.search import next_probe
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import MeasurementError
 from academic_pretraining.methods import Backend
 from academic_pretraining.results import Measurement, Timing
+
+_NO_RESULT = (Outcome.CRASHED, Outcome.HUNG, Outcome.HOST_OUT_OF_MEMORY)
 
 
 def measure(
@@ -49,36 +50,30 @@ def measure(
     history: list[ProbeResult] = []
     ends: list[SessionEnd] = []
     crashes = 0
-    scratch.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(scratch)
     while not (ends and ends[-1].finished):
-        directory = Path(tempfile.mkdtemp(prefix="session-", dir=scratch))
-        try:
+        with session_folder(scratch) as directory:
             end = run_session(config, effort, history, directory=directory, on_probe=on_probe)
-        except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
-        ends.append(end)
-        last = end.results[-1] if end.results else None
-        if last and last.probe.purpose is Purpose.SAVING:
-            # The last probe, and one that takes nothing from the others.
-            end.finished = True
-            # A failure leaves its log, and never half a checkpoint.
-            rest = directory if last.outcome is Outcome.OK else directory / "trainer"
-            shutil.rmtree(rest, ignore_errors=True)
-        elif last and last.outcome in (Outcome.CRASHED, Outcome.HUNG):
-            pending = next_probe(config, effort, [*history, *end.results[:-1]])
-            if pending and pending.purpose is Purpose.SAVING:
-                # It died before it came to the checkpoint.
+            ends.append(end)
+            last = end.results[-1] if end.results else None
+            if last and last.probe.purpose is Purpose.SAVING:
+                # The last probe, and one that takes nothing from the others.
                 end.finished = True
-            crashes += not end.finished
-            if not end.finished and (crashes == 2 or not last.transient):
-                raise MeasurementError(
-                    f"{config.label}: {last.outcome} in {last.probe.description}: {last.cause} "
-                    f"(log: {last.log})"
-                )
-            end.results.pop()
-        else:
-            shutil.rmtree(directory, ignore_errors=True)
+                if last.outcome is not Outcome.OK:
+                    keep(directory)
+            elif last and last.outcome in _NO_RESULT:
+                keep(directory)
+                pending = next_probe(config, effort, [*history, *end.results[:-1]])
+                if pending and pending.purpose is Purpose.SAVING:
+                    # It died before it came to the checkpoint.
+                    end.finished = True
+                crashes += not end.finished
+                if not end.finished and (crashes == 2 or not last.transient):
+                    raise MeasurementError(
+                        f"{config.label}: {last.outcome} in {last.probe.description}: "
+                        f"{last.cause} (log: {last.log})"
+                    )
+                end.results.pop()
         history += end.results
     return _conclude(config, history, ends, wall_seconds=time.monotonic() - began)
 
@@ -139,7 +134,7 @@ def _conclude(
             "memory ramp": sum(
                 r.seconds - r.build_seconds for r in done if r.probe.purpose is Purpose.MEMORY
             ),
-            "saving": saving.seconds if saving else 0.0,
+            "saving": saving.seconds - saving.build_seconds if saving else 0.0,
             "timing": sum(r.seconds - r.build_seconds - r.warm_up_seconds for r in timed),
             "all": wall_seconds,
         },

@@ -18,6 +18,7 @@ class Outcome(enum.StrEnum):
 
     OK = "ok"
     OUT_OF_MEMORY = "out of memory"
+    HOST_OUT_OF_MEMORY = "host out of memory"
     COMPILE_FAILED = "compile failed"
     CRASHED = "crashed"
     HUNG = "hung"

@@ -1,0 +1,159 @@
+"""A Tango workspace in which files are data and locks alone say who measures.
+
+Tango's LocalWorkspace keeps the state of its steps as pickles in SQLite, and its JSON format calls
+whatever class a result names: reading either runs what others wrote. That state also outlives the
+process that was killed in it. Here a step is complete where its record can be read, running where
+its lock is held, and nothing else is remembered.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import ParseResult
+
+from tango.common.exceptions import StepStateError
+from tango.common.file_lock import FileLock
+from tango.step import Step
+from tango.step_cache import StepCache
+from tango.step_caches.local_step_cache import LocalStepCache
+from tango.step_info import StepInfo, StepState
+from tango.workspace import Run, Workspace
+
+from academic_pretraining.errors import AcademicPretrainingError
+from experiments.workspace import DATA, METADATA, read_record
+
+T = TypeVar("T")
+
+
+class RecordCache(LocalStepCache):
+    """Tango's folders, `cache/<step id>/`; only a record that can be read counts as a result."""
+
+    def __contains__(self, step: object) -> bool:
+        """Whether there is a whole, readable record of the step."""
+        return isinstance(step, Step | StepInfo) and self._read(step) is not None
+
+    def __getitem__(self, step: Step | StepInfo) -> Any:
+        """Read a record as plain JSON.
+
+        Raises:
+            KeyError: there is none that can be read.
+        """
+        record = self._read(step)
+        if record is None:
+            raise KeyError(step.unique_id)
+        return record
+
+    def __setitem__(self, step: Step, value: Any) -> None:
+        """Store a record; what stood there and could not be read is put aside, not lost."""
+        folder = self.step_dir(step)
+        if (folder / METADATA).exists():
+            (folder / METADATA).unlink()
+            if (folder / DATA).exists():
+                (folder / DATA).replace(folder / "unreadable.json")
+        super().__setitem__(step, value)
+        # Tango would answer from memory, whatever becomes of the file.
+        self._remove_from_cache(step.unique_id)
+
+    def _read(self, step: Step | StepInfo) -> dict[str, Any] | None:
+        folder = self.step_dir(step)
+        if not (folder / METADATA).exists():
+            return None
+        try:
+            record = read_record(folder / DATA)
+        except (OSError, ValueError, AcademicPretrainingError):
+            return None
+        of_another = isinstance(step, Step) and record.get("key") != step.kwargs["key"]
+        return None if of_another else record
+
+
+class RecordWorkspace(Workspace):
+    """Runs steps once, by any number of processes on one file system.
+
+    Args:
+        folder: made where it is missing.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.dir = folder
+        self._cache = RecordCache(folder / "cache")
+        self._locks: dict[str, FileLock] = {}
+
+    @property
+    def url(self) -> str:
+        """Where it stands; it is opened by its folder alone."""
+        return f"local://{self.dir}"
+
+    @classmethod
+    def from_parsed_url(cls, parsed_url: ParseResult) -> Workspace:
+        """Open by a URL."""
+        return cls(Path(parsed_url.netloc + parsed_url.path))
+
+    @property
+    def step_cache(self) -> StepCache:
+        """The records."""
+        return self._cache
+
+    def lock_path(self, step: Step) -> Path:
+        """File whose lock is held by whoever runs the step."""
+        return self.dir / "locks" / f"{step.unique_id}.lock"
+
+    def step_starting(self, step: Step) -> None:
+        """Take the step's lock, which the operating system takes back from a killed process.
+
+        Raises:
+            StepStateError: another process runs it, or has just finished it.
+            OSError: the workspace cannot be written.
+        """
+        path = self.lock_path(step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except TimeoutError:
+            raise StepStateError(step, StepState.RUNNING) from None
+        if step in self._cache:
+            lock.release()
+            raise StepStateError(step, StepState.COMPLETED)
+        self._locks[step.unique_id] = lock
+
+    def step_finished(self, step: Step, result: T) -> T:
+        """Store the result.
+
+        Raises:
+            OSError: it cannot be written; the step counts as not run.
+        """
+        self._cache[step] = result
+        self._release(step)
+        return result
+
+    def step_failed(self, step: Step, e: BaseException) -> None:
+        """Leave the step to whoever comes next."""
+        self._release(step)
+
+    def step_info(self, step_or_unique_id: Step | str) -> StepInfo:
+        """Not kept: a record says what there is to say."""
+        raise NotImplementedError
+
+    def register_run(self, targets: Iterable[Step], name: str | None = None) -> Run:
+        """Not kept: a grid is walked step by step."""
+        raise NotImplementedError
+
+    def registered_runs(self) -> dict[str, Run]:
+        """There are none."""
+        return {}
+
+    def registered_run(self, name: str) -> Run:
+        """There is none.
+
+        Raises:
+            KeyError: always.
+        """
+        raise KeyError(name)
+
+    def _release(self, step: Step) -> None:
+        if lock := self._locks.pop(step.unique_id, None):
+            lock.release()
