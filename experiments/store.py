@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import ParseResult
 
+from filelock import FileLock
 from tango.common.exceptions import StepStateError
-from tango.common.file_lock import FileLock
 from tango.step import Step
 from tango.step_cache import StepCache
 from tango.step_caches.local_step_cache import LocalStepCache

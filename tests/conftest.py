@@ -2,6 +2,8 @@ import os
 
 import pytest
 
+pytest_plugins = ["sessions", "sweeping"]
+
 
 @pytest.fixture
 def own_trainer_state():

@@ -211,7 +211,7 @@ def test_a_long_dataset_holds_few_examples_and_draws_them_late():
 
 
 def build_in_shards(folder, how: str) -> subprocess.CompletedProcess[str]:
-    program = Path(__file__).with_name("in_worker") / "mamba_in_shards.py"
+    program = Path(__file__).parents[1] / "in_worker" / "mamba_in_shards.py"
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     architecture = json.dumps(dict(tiny("mamba").architecture))

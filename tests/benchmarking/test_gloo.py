@@ -120,7 +120,7 @@ def test_graphs_are_counted_where_there_are_any(recorded, method):
 
 
 def test_fsdp_that_accelerate_drops_never_counts_as_fsdp(altered_session, tiny_config):
-    session = altered_session("without_help", tiny_config(FSDP_GRAD))
+    session = altered_session("alterations.without_help", tiny_config(FSDP_GRAD))
     assert not session.end.finished
     [result] = session.end.results
     assert result.outcome is Outcome.CRASHED

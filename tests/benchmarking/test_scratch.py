@@ -1,3 +1,4 @@
+import fcntl
 import os
 import signal
 import stat
@@ -76,8 +77,30 @@ def test_what_a_killed_process_left_goes(tmp_path, other):
     assert len(list(tmp_path.glob("session-*/trainer/weights"))) == 1
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 2
     assert remove_abandoned(tmp_path) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_without_its_folder_goes_too(tmp_path):
+    # Killed between the two, at the beginning or at the end.
+    (tmp_path / "session-new.lock").write_text("")
+    assert remove_abandoned(tmp_path) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_was_taken_for_an_abandoned_one_is_made_anew(tmp_path, monkeypatch):
+    locks = []
+
+    def flock(descriptor, how):
+        if not locks:
+            next(tmp_path.glob("*.lock")).unlink()
+        locks.append(descriptor)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with session_folder(tmp_path) as folder:
+        assert folder.with_suffix(".lock").exists()
+    assert len(locks) == 2
     assert list(tmp_path.iterdir()) == []
 
 

@@ -27,7 +27,7 @@ import experiments.steps
 from experiments.sweep import sweep
 
 workspace, when, helpers = sys.argv[1:]
-sys.path.insert(0, str(Path(helpers).parents[1]))
+sys.path.insert(0, str(Path(helpers).parent))
 spec = importlib.util.spec_from_file_location("helpers", helpers)
 helpers = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(helpers)
@@ -80,7 +80,7 @@ LEFT = {
 @pytest.fixture(scope="module")
 def workspaces(tmp_path_factory) -> dict[str, Path]:
     """Give the workspace that a killed process left, by the moment of its death."""
-    helpers = str(Path(__file__).with_name("conftest.py"))
+    helpers = str(Path(__file__).parents[1] / "sweeping.py")
     folders = {when: tmp_path_factory.mktemp("killed") for when in LEFT}
     children = [
         subprocess.Popen([sys.executable, "-c", CHILD, str(folder), when, helpers])

@@ -2,14 +2,14 @@
 
 import contextlib
 import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 _PREFIX = "session-"
-_LOCK = "lock"
-_KEPT = "kept"
+_LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -20,21 +20,23 @@ def session_folder(scratch: Path) -> Iterator[Path]:
         OSError: the folder cannot be made.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=scratch))
-    with (folder / _LOCK).open("w") as lock:
-        # Given back by the operating system when this process dies, however it does.
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            yield folder
-        finally:
-            if not (folder / _KEPT).exists():
-                _remove(folder)
+    # The lock comes before the folder and goes after it, so that none is without one.
+    descriptor, lock = _new_lock(scratch)
+    folder = lock.with_suffix("")
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        # Without a lock it was to be kept.
+        if lock.exists():
+            _remove(folder, lock)
+        os.close(descriptor)
 
 
 def keep(folder: Path) -> None:
     """Leave a session's folder where it is, for its logs; what was trained in it goes."""
-    (folder / _KEPT).touch()
     shutil.rmtree(folder / "trainer", ignore_errors=True)
+    folder.with_suffix(_LOCK).unlink(missing_ok=True)
 
 
 def remove_abandoned(scratch: Path) -> int:
@@ -44,23 +46,26 @@ def remove_abandoned(scratch: Path) -> int:
         how many.
     """
     removed = 0
-    for path in scratch.glob(f"{_PREFIX}*/{_LOCK}"):
-        if (path.parent / _KEPT).exists():
-            continue
-        with contextlib.suppress(OSError), path.open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(path.parent)
+    for lock in scratch.glob(f"{_PREFIX}*{_LOCK}"):
+        with contextlib.suppress(OSError), lock.open("r+") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(lock.with_suffix(""), lock)
             removed += 1
     return removed
 
 
-def _remove(folder: Path) -> None:
-    # The lock goes last: without it nobody could tell a rest from a session that begins.
-    for path in folder.iterdir():
-        if path.name == _LOCK:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+def _new_lock(scratch: Path) -> tuple[int, Path]:
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_LOCK, dir=scratch)
+        # The operating system takes it back when this process dies, however it does.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, Path(name)
+        # Another process took it for an abandoned one before it was locked.
+        os.close(descriptor)
+
+
+def _remove(folder: Path, lock: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        lock.unlink(missing_ok=True)

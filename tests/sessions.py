@@ -1,3 +1,5 @@
+"""Fixtures that train in real sessions, on small models; see in_worker/ for what they alter."""
+
 import dataclasses
 import functools
 import json
@@ -28,6 +30,7 @@ class Session:
     end: SessionEnd
     directory: Path
     config: TrainingConfig
+    ended_at: float
 
     @property
     def facts(self) -> list[dict[str, Any]]:
@@ -70,7 +73,7 @@ def tiny_config() -> Callable[..., TrainingConfig]:
 
 @pytest.fixture(scope="session")
 def alter() -> Callable[[pytest.MonkeyPatch, str], None]:
-    """Have the workers of all sessions changed by a function of in_worker/alterations.py."""
+    """Have the workers of all sessions changed by `module.function` of in_worker/."""
 
     def change(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         monkeypatch.setenv("PYTHONPATH", str(IN_WORKER), prepend=os.pathsep)
@@ -83,12 +86,13 @@ def alter() -> Callable[[pytest.MonkeyPatch, str], None]:
 def altered_session(tmp_path_factory, alter) -> Callable[..., Session]:
     """Run a real session whose workers were changed."""
 
-    def run(name: str, config: TrainingConfig, effort: Effort = QUICK) -> Session:
+    def run(name: str, config: TrainingConfig, effort: Effort = QUICK, ranks: str = "1") -> Session:
         directory = tmp_path_factory.mktemp(name)
         with pytest.MonkeyPatch.context() as monkeypatch:
             alter(monkeypatch, name)
+            monkeypatch.setenv("FAULTY_RANKS", ranks)
             end = run_session(config, effort, [], directory=directory)
-        return Session(end=end, directory=directory, config=config)
+        return Session(end=end, directory=directory, config=config, ended_at=time.time())
 
     return run
 
@@ -100,7 +104,7 @@ def recorded(altered_session, tiny_config) -> Callable[[Method], Session]:
     @functools.cache
     def train(method: Method) -> Session:
         # 32 over 2 ranks: too long for whole steps, so that the epochs end with a shorter one.
-        return altered_session("record", tiny_config(method, global_batch_size=32))
+        return altered_session("alterations.record", tiny_config(method, global_batch_size=32))
 
     return train
 

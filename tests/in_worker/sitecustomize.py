@@ -1,8 +1,9 @@
 """Imported by every Python of a session that a test launches: has the worker module altered.
 
-`ALTERED` names a function of `alterations.py`, which is called once the worker is imported.
+`ALTERED` names a function, `module.function`, which is called once the worker is imported.
 """
 
+import importlib
 import importlib.abc
 import importlib.util
 import os
@@ -21,9 +22,8 @@ class _AlterWorker(importlib.abc.MetaPathFinder):
 
         def execute_and_alter(module):
             execute(module)
-            import alterations
-
-            getattr(alterations, os.environ["ALTERED"])(module)
+            name, function = os.environ["ALTERED"].split(".")
+            getattr(importlib.import_module(name), function)(module)
 
         spec.loader.exec_module = execute_and_alter
         return spec

@@ -4,14 +4,10 @@ import dataclasses
 import json
 import os
 import resource
-import signal
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -22,7 +18,7 @@ from academic_pretraining.benchmarking.build import build_model_for
 from academic_pretraining.benchmarking.in_force import check_in_force
 from academic_pretraining.benchmarking.timing import StepTimer
 from academic_pretraining.config import TrainingConfig
-from academic_pretraining.errors import HardwareMismatchError, MeasurementError
+from academic_pretraining.errors import MeasurementError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, Sharding
 
@@ -38,66 +34,6 @@ def record(worker) -> None:
 def without_help(worker) -> None:
     """Train as accelerate does by itself on a CPU."""
     probe.allow_sharding_on_cpu = lambda arguments: None
-
-
-def raises(worker) -> None:
-    _fail_on_rank_1(worker, _raise)
-
-
-def is_killed(worker) -> None:
-    _fail_on_rank_1(worker, lambda: os.kill(os.getpid(), signal.SIGKILL))
-
-
-def exits(worker) -> None:
-    _fail_on_rank_1(worker, lambda: sys.exit(7))
-
-
-def runs_out_of_memory(worker) -> None:
-    _fail_on_rank_1(worker, _run_out_of_memory)
-
-
-def hangs(worker) -> None:
-    _fail_on_rank_1(worker, _sleep_for_ever)
-
-
-def is_on_another_gpu(worker) -> None:
-    def mismatch(config, cuda):
-        raise HardwareMismatchError("GPU type a was declared, but this rank runs on a b")
-
-    worker._check_device = mismatch
-
-
-def _fail_on_rank_1(worker, fault) -> None:
-    """Fail where the other rank already waits in a collective."""
-
-    def run_probe(config, probe, *, output_dir, on_warm):
-        directory = Path(output_dir).parent
-        rank = int(os.environ["RANK"])
-        (directory / f"rank{rank}.group").write_text(str(os.getpgid(0)))
-        dist.barrier()
-        if rank == 1:
-            time.sleep(0.5)
-            fault()
-        dist.barrier()
-        raise AssertionError("rank 0 was not left waiting")
-
-    worker.run_probe = run_probe
-
-
-def _raise():
-    raise ZeroDivisionError("the original cause")
-
-
-def _run_out_of_memory():
-    raise torch.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 79.11 GiB "
-        "of which 1.50 GiB is free."
-    )
-
-
-def _sleep_for_ever():
-    while True:
-        time.sleep(1)
 
 
 def _build_watched(arguments, recipe, **how):

@@ -1,3 +1,5 @@
+"""Fixtures for sweeps without GPUs: settings, and a stand-in that measures them."""
+
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path

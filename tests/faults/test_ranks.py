@@ -1,0 +1,255 @@
+"""Faults of real workers; tests/benchmarking/test_launch_watching.py has what a stand-in plays."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from academic_pretraining.benchmarking.effort import QUICK, Effort
+from academic_pretraining.benchmarking.probes import Outcome
+from academic_pretraining.config import config_to_dict
+from academic_pretraining.errors import HardwareMismatchError
+from academic_pretraining.methods import Method, Sharding
+
+pytestmark = pytest.mark.slow
+
+# Long enough for two processes that share the cores with others to come to the fault.
+HASTY = Effort(micro_batch_sizes=(1,), most_timings=1, timing_deadline_seconds=8.0)
+MEMORY = "OutOfMemoryError: CUDA out of memory."
+PLAIN = Method()
+SHARDED = Method(sharding=Sharding.FSDP_FULL_SHARD)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What happens on which ranks and how it must be recorded.
+
+    Attributes:
+        name: function of in_worker/faults.py.
+        outcome, cause: as recorded; the cause from its beginning.
+        logged: what the log of a faulty rank must hold.
+        ranks: the faulty ones.
+        method: what is trained meanwhile.
+        effort: how long that may take.
+    """
+
+    name: str
+    outcome: Outcome
+    cause: str
+    logged: str = "Traceback"
+    ranks: str = "1"
+    method: Method = PLAIN
+    effort: Effort = QUICK
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.ranks} with {self.method.label}"
+
+
+FAULTS = [
+    # In the place of a probe, while rank 0 waits in a collective.
+    Fault(
+        name="raises",
+        outcome=Outcome.CRASHED,
+        cause="ZeroDivisionError: the original cause",
+    ),
+    Fault(
+        name="raises_unpicklable",
+        outcome=Outcome.CRASHED,
+        cause="ValueError: what no process can be sent",
+    ),
+    Fault(name="exits", outcome=Outcome.CRASHED, cause="SystemExit: 7"),
+    Fault(
+        name="is_killed",
+        outcome=Outcome.CRASHED,
+        cause="rank1 was killed, perhaps by the host for want of memory",
+        logged="",
+    ),
+    Fault(
+        name="segfaults",
+        outcome=Outcome.CRASHED,
+        cause="rank1 died: Fatal Python error: Segmentation fault",
+        logged="faults.py",
+    ),
+    Fault(
+        name="hangs",
+        outcome=Outcome.HUNG,
+        cause="no answer within 8 s",
+        logged="_sleep_for_ever",
+        effort=HASTY,
+    ),
+    Fault(name="runs_out_of_memory", outcome=Outcome.OUT_OF_MEMORY, cause=MEMORY),
+    Fault(
+        name="lacks_memory_for_cublas",
+        outcome=Outcome.OUT_OF_MEMORY,
+        cause="RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED",
+    ),
+    Fault(
+        name="lacks_memory_for_nccl",
+        outcome=Outcome.OUT_OF_MEMORY,
+        cause="RuntimeError: NCCL error: unhandled cuda error",
+    ),
+    Fault(
+        name="loses_nccl",
+        outcome=Outcome.CRASHED,
+        cause="RuntimeError: NCCL error: remote process exited",
+    ),
+    Fault(
+        name="runs_out_of_host_memory",
+        outcome=Outcome.HOST_OUT_OF_MEMORY,
+        cause="RuntimeError: ",
+    ),
+    # Inside a real training.
+    *(
+        Fault(
+            name=f"runs_out_of_memory_in_{place}",
+            outcome=Outcome.OUT_OF_MEMORY,
+            cause=MEMORY,
+            ranks=ranks,
+            method=method,
+        )
+        for place, ranks, method in (
+            ("forward", "1", PLAIN),
+            ("forward", "0", SHARDED),
+            ("forward", "0,1", PLAIN),
+            ("backward", "1", PLAIN),
+            ("the_optimizer", "1", PLAIN),
+            ("the_optimizer", "0,1", SHARDED),
+        )
+    ),
+    Fault(
+        name="hangs_while_loading",
+        outcome=Outcome.HUNG,
+        cause="no answer within 8 s",
+        logged="_sleep_for_ever",
+        effort=HASTY,
+    ),
+]
+
+
+@pytest.fixture(scope="module", params=FAULTS, ids=str)
+def fault(request) -> Fault:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def session(fault, altered_session, tiny_config):
+    config = tiny_config(fault.method)
+    return altered_session(f"faults.{fault.name}", config, fault.effort, fault.ranks)
+
+
+def test_the_outcome_is_told_apart_with_the_cause_of_the_rank_that_failed(fault, session):
+    assert not session.end.finished
+    [result] = session.end.results
+    assert result.outcome is fault.outcome
+    assert result.cause.startswith(fault.cause)
+    assert result.probe.micro_batch_size == 1
+    if fault.outcome is not Outcome.HUNG:
+        logs = [str(session.directory / f"rank{rank}.log") for rank in fault.ranks.split(",")]
+        assert result.log in logs
+
+
+def test_it_is_over_before_the_collectives_of_the_others_are(fault, session):
+    marks = [float(path.read_text()) for path in session.directory.glob("rank*.fault")]
+    # torch.distributed would wait for half an hour.
+    limit = fault.effort.timing_deadline_seconds if fault.outcome is Outcome.HUNG else 0.0
+    assert all(session.ended_at - mark < limit + 15.0 for mark in marks)
+    assert marks or fault.name == "hangs_while_loading"
+
+
+def test_no_process_is_left(session, living_in_group):
+    groups = {(session.directory / f"rank{r}.group").read_text() for r in range(2)}
+    [group] = groups
+    assert living_in_group(int(group)) == []
+    for rank in range(2):
+        pid = int((session.directory / f"rank{rank}.pid").read_text())
+        assert not psutil.pid_exists(pid) or _ended(pid)
+
+
+def test_the_log_says_what_happened(fault, session):
+    for rank in fault.ranks.split(","):
+        assert fault.logged in (session.directory / f"rank{rank}.log").read_text()
+
+
+def test_a_hang_leaves_the_stacks_of_those_that_wait(fault, session):
+    if fault.name == "hangs":
+        assert "barrier" in (session.directory / "rank0.log").read_text()
+
+
+def test_bytes_that_were_missing_are_kept(fault, session):
+    [result] = session.end.results
+    if fault.cause == MEMORY:
+        missing = (2 * 2**30, 3 * 2**29)
+    elif fault.outcome is Outcome.HOST_OUT_OF_MEMORY:
+        missing = (2**50, None)
+    else:
+        missing = (None, None)
+    assert (result.requested_bytes, result.free_bytes) == missing
+
+
+def test_what_rank_0_said_before_is_kept(session):
+    assert session.end.environment["kernels"] == "eager"
+    assert session.end.environment["model_flops_per_example"] > 0
+    assert session.end.start_seconds > 0
+
+
+def test_other_hardware_than_declared_is_raised(altered_session, tiny_config):
+    with pytest.raises(HardwareMismatchError, match="GPU type a was declared"):
+        altered_session("faults.is_on_another_gpu", tiny_config())
+
+
+PARENT = """
+import json, sys
+from pathlib import Path
+from academic_pretraining.benchmarking.launch import run_session
+from academic_pretraining.benchmarking.effort import QUICK
+from academic_pretraining.config import config_from_dict
+directory = Path(sys.argv[1])
+run_session(config_from_dict(json.loads(sys.argv[2])), QUICK, [], directory=directory)
+"""
+
+
+def test_a_session_ends_when_the_script_that_started_it_is_killed(
+    tmp_path, monkeypatch, alter, tiny_config, living_in_group
+):
+    alter(monkeypatch, "faults.hangs")
+    monkeypatch.setenv("FAULTY_RANKS", "1")
+    config = json.dumps(config_to_dict(tiny_config()))
+    group_file = tmp_path / "rank1.group"
+    group = None
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), config])
+    try:
+        while not (group_file.exists() and group_file.read_text()):
+            assert parent.poll() is None
+            time.sleep(0.1)
+        group = int(group_file.read_text())
+        assert _is_alive(group)
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        assert living_in_group(group, 60.0) == []
+    finally:
+        parent.kill()
+        if group is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+
+
+def _is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -1,0 +1,216 @@
+"""Faults of the workers of a session, on the ranks that `FAULTY_RANKS` names.
+
+Some happen in the place of a probe while the other ranks wait in a collective, for half an hour
+if nobody ends them; others happen inside a real training.
+"""
+
+import ctypes
+import itertools
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch._inductor.compile_fx
+import torch.distributed as dist
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from academic_pretraining.benchmarking import probe
+from academic_pretraining.benchmarking.build import build_model_for, synthetic_dataset
+from academic_pretraining.errors import HardwareMismatchError
+
+# As the allocator, cuBLAS, NCCL and CUDA put it.
+DEVICE = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 79.11 GiB "
+    "of which 1.50 GiB is free."
+)
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+NCCL = "NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"
+NCCL_NETWORK = "NCCL error: remote process exited or there was a network error"
+
+
+def raises(worker) -> None:
+    _instead_of_a_probe(worker, _raise)
+
+
+def raises_unpicklable(worker) -> None:
+    _instead_of_a_probe(worker, _raise_unpicklable)
+
+
+def is_killed(worker) -> None:
+    _instead_of_a_probe(worker, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def segfaults(worker) -> None:
+    _instead_of_a_probe(worker, lambda: ctypes.string_at(0))
+
+
+def exits(worker) -> None:
+    _instead_of_a_probe(worker, lambda: sys.exit(7))
+
+
+def hangs(worker) -> None:
+    _instead_of_a_probe(worker, _sleep_for_ever)
+
+
+def runs_out_of_memory(worker) -> None:
+    _instead_of_a_probe(worker, _run_out_of_memory)
+
+
+def lacks_memory_for_cublas(worker) -> None:
+    _instead_of_a_probe(worker, lambda: _raise(RuntimeError(CUBLAS)))
+
+
+def lacks_memory_for_nccl(worker) -> None:
+    _instead_of_a_probe(worker, lambda: _raise(RuntimeError(NCCL)))
+
+
+def loses_nccl(worker) -> None:
+    _instead_of_a_probe(worker, lambda: _raise(RuntimeError(NCCL_NETWORK)))
+
+
+def runs_out_of_host_memory(worker) -> None:
+    _instead_of_a_probe(worker, lambda: torch.empty(2**50, dtype=torch.uint8))
+
+
+def runs_out_of_memory_in_forward(worker) -> None:
+    def build(*arguments, **how):
+        model = build_model_for(*arguments, **how)
+        model.register_forward_pre_hook(lambda *_: _run_out_of_memory_later())
+        return model
+
+    _mark(worker)
+    probe.build_model_for = build
+
+
+def runs_out_of_memory_in_backward(worker) -> None:
+    def build(*arguments, **how):
+        model = build_model_for(*arguments, **how)
+        next(model.parameters()).register_hook(lambda _: _run_out_of_memory_later())
+        return model
+
+    _mark(worker)
+    probe.build_model_for = build
+
+
+def runs_out_of_memory_in_the_optimizer(worker) -> None:
+    _mark(worker)
+    register_optimizer_step_pre_hook(lambda *_: _run_out_of_memory_later())
+
+
+def hangs_while_loading(worker) -> None:
+    class Stuck(torch.utils.data.Dataset):
+        def __init__(self, dataset):
+            self.dataset = dataset
+
+        def __len__(self):
+            return len(self.dataset)
+
+        def __getitem__(self, index):
+            if _is_faulty():
+                _sleep_for_ever()
+            return self.dataset[index]
+
+    _mark(worker)
+    probe.synthetic_dataset = lambda *arguments: Stuck(synthetic_dataset(*arguments))
+
+
+def fails_to_compile(worker) -> None:
+    _mark(worker)
+    _compile_with(lambda: _raise(RuntimeError("no kernel for this")))
+
+
+def compiles_for_ever(worker) -> None:
+    _mark(worker)
+    _compile_with(_sleep_for_ever)
+
+
+def is_on_another_gpu(worker) -> None:
+    def mismatch(config, cuda):
+        raise HardwareMismatchError("GPU type a was declared, but this rank runs on a b")
+
+    worker._check_device = mismatch
+
+
+def _instead_of_a_probe(worker, fault) -> None:
+    def run_probe(config, probe, *, output_dir, on_warm):
+        _leave_marks(Path(output_dir).parent)
+        dist.barrier()
+        if _is_faulty():
+            time.sleep(0.5)
+            _now(Path(output_dir).parent)
+            fault()
+        dist.barrier()
+        raise AssertionError("the other rank was not left waiting")
+
+    worker.run_probe = run_probe
+
+
+def _mark(worker) -> None:
+    run_probe = worker.run_probe
+
+    def marked(config, probe, *, output_dir, on_warm):
+        global _folder
+        _folder = Path(output_dir).parent
+        _leave_marks(_folder)
+        return run_probe(config, probe, output_dir=output_dir, on_warm=on_warm)
+
+    worker.run_probe = marked
+
+
+def _leave_marks(folder: Path) -> None:
+    (folder / f"rank{os.environ['RANK']}.group").write_text(str(os.getpgid(0)))
+
+
+def _now(folder: Path) -> None:
+    """Note when the fault happened, for how soon it was seen."""
+    (folder / f"rank{os.environ['RANK']}.fault").write_text(str(time.time()))
+
+
+def _is_faulty() -> bool:
+    return os.environ["RANK"] in os.environ["FAULTY_RANKS"].split(",")
+
+
+_folder = Path()
+_calls = itertools.count()
+
+
+def _run_out_of_memory_later() -> None:
+    """Let the first call pass, so that the others are well into the training."""
+    if _is_faulty() and next(_calls):
+        _now(_folder)
+        _run_out_of_memory()
+
+
+def _run_out_of_memory():
+    raise torch.OutOfMemoryError(DEVICE)
+
+
+def _raise(error: Exception | None = None):
+    raise error or ZeroDivisionError("the original cause")
+
+
+def _raise_unpicklable():
+    error = ValueError("what no process can be sent")
+    error.handle = lambda: None  # pyright: ignore
+    raise error
+
+
+def _sleep_for_ever():
+    while True:
+        time.sleep(1)
+
+
+def _compile_with(fault: Callable[[], object]) -> None:
+    compile_fx = torch._inductor.compile_fx.compile_fx
+
+    def faulty(*arguments, **how):
+        if _is_faulty():
+            _now(_folder)
+            fault()
+        return compile_fx(*arguments, **how)
+
+    torch._inductor.compile_fx.compile_fx = faulty
