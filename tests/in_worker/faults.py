@@ -101,6 +101,26 @@ def runs_out_of_memory_in_the_optimizer(worker) -> None:
     register_optimizer_step_pre_hook(lambda *_: _run_out_of_memory_later())
 
 
+def fills_the_gpu(worker) -> None:
+    _in_forward(worker, lambda: torch.empty(2**45, dtype=torch.uint8, device="cuda"))
+
+
+def pins_too_much(worker) -> None:
+    _in_forward(worker, lambda: torch.empty(2**45, dtype=torch.uint8, pin_memory=True))
+
+
+def trips_an_assertion_on_the_gpu(worker) -> None:
+    def fault():
+        torch.ones(1, device="cuda")[torch.tensor([5], device="cuda")]
+        torch.cuda.synchronize()
+
+    _in_forward(worker, fault)
+
+
+def dies_in_training(worker) -> None:
+    _in_forward(worker, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
 def hangs_while_loading(worker) -> None:
     class Stuck(torch.utils.data.Dataset):
         def __init__(self, dataset):
@@ -147,6 +167,20 @@ def _instead_of_a_probe(worker, fault) -> None:
         raise AssertionError("the other rank was not left waiting")
 
     worker.run_probe = run_probe
+
+
+def _in_forward(worker, fault) -> None:
+    def faulty(*_):
+        _now(_folder)
+        fault()
+
+    def build(*arguments, **how):
+        model = build_model_for(*arguments, **how)
+        model.register_forward_pre_hook(faulty)
+        return model
+
+    _mark(worker)
+    probe.build_model_for = build
 
 
 def _mark(worker) -> None:
