@@ -1,19 +1,21 @@
 """Exporting a setting: its TrainingArguments, and beside them what those cannot hold."""
 
+import contextlib
 import errno
 import hashlib
-import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from academic_pretraining.config import BatchPlan, TrainingConfig, config_to_dict
-from academic_pretraining.errors import InvalidFileError
+from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError
 from academic_pretraining.gpus import Hardware
+from academic_pretraining.models import MODELS
 from academic_pretraining.results import is_current
 from academic_pretraining.training_arguments import to_json, training_arguments_fields
+from experiments.strict_json import loads
 
 _ADVICE = "write one with scripts/to_training_arguments.py"
 
@@ -32,16 +34,50 @@ def read_setting(arguments: Path) -> dict[str, Any]:
         InvalidFileError: it is there, but no JSON object.
     """
     path = setting_path(arguments)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise InvalidFileError(f"{path} cannot be looked for ({error}): {_ADVICE}") from error
+    if not there:
         return {}
     setting = read_json(path)
     hardware = setting.get("hardware")
     types = {field.name: field.type for field in fields(Hardware)}
     if not isinstance(hardware, dict) or {k: type(v) for k, v in hardware.items()} != types:
         raise InvalidFileError(f"{path} does not say for which hardware it is: {_ADVICE}")
+    try:
+        Hardware(**hardware)
+    except AcademicPretrainingError as error:
+        raise InvalidFileError(f"{path} is for no hardware ({error}): {_ADVICE}") from error
+    for name, value in setting.items():
+        if name not in _SETTING:
+            raise InvalidFileError(f"{path} holds {name!r}, which no setting has: {_ADVICE}")
+        if not _SETTING[name](value):
+            raise InvalidFileError(f"{path} says {name} is {value!r}, which is none: {_ADVICE}")
     if setting.get("arguments_sha256") != hashlib.sha256(arguments.read_bytes()).hexdigest():
         setting["prediction"] = None
     return setting
+
+
+# What each part of a setting may be. Other kernels than these would be fetched from a hub and run.
+_SETTING: dict[str, Callable[[Any], bool]] = {
+    "model": lambda value: isinstance(value, str) and value in MODELS,
+    "attention": lambda value: value in (None, "eager", "sdpa"),
+    "free_lunch": lambda value: isinstance(value, bool),
+    "hardware": lambda value: True,
+    "method": lambda value: isinstance(value, str),
+    "arguments_sha256": lambda value: isinstance(value, str),
+    "prediction": lambda value: True,
+}
+
+
+def is_prediction(found: object) -> bool:
+    """Whether it predicts a step's time and memory, as `prediction` does."""
+    if not isinstance(found, dict):
+        return False
+    figures = [found.get("step_seconds"), found.get("peak_bytes")]
+    figures += [found[name] for name in ("mfu", "step_seconds_standard_error") if found.get(name)]
+    return all(isinstance(f, int | float) and f is not True and f > 0 for f in figures)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -51,7 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InvalidFileError: there is none.
     """
     try:
-        data = json.loads(path.read_text())
+        data = loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidFileError(
             f"{path} is not a readable JSON file ({error}): {_ADVICE}"
@@ -137,16 +173,38 @@ def export(
         "prediction": predicted,
     }
     try:
-        if output.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(output))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        # The setting first, whole or not at all: arguments never stand beside another's setting.
-        for path, content in ((setting_path(output), to_json(setting)), (output, text)):
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text(content)
-            partial.replace(path)
-    except OSError as error:
+        _write(output, to_json(setting), text)
+    except (OSError, ValueError) as error:
         raise InvalidFileError(
             f"{output} cannot be written ({error}): name another file"
         ) from error
     return predicted
+
+
+def _write(output: Path, setting: str, arguments: str) -> None:
+    """Write both files whole, the setting first, or nothing at all.
+
+    Arguments never stand beside another's setting.
+    """
+    if output.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(output))
+    if setting_path(output).is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(setting_path(output)))
+    new = [folder for folder in output.parents if not folder.exists()]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for path, content in ((setting_path(output), setting), (output, arguments)):
+            _partial(path).write_text(content)
+            _partial(path).replace(path)
+    except BaseException:
+        for path in (output, setting_path(output)):
+            with contextlib.suppress(OSError, ValueError):
+                _partial(path).unlink(missing_ok=True)
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")

@@ -4,7 +4,7 @@ Tango keeps each result in `cache/<step id>/`: `data.json`, written first, and
 `cache-metadata.json`, renamed into place when the result is whole.
 """
 
-import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError
 from academic_pretraining.results import RECORD_VERSION, check_record
 from experiments.identity import cache_key
+from experiments.strict_json import loads
 
 _STEP_PREFIX = "MeasureStep-"
 DATA = "data.json"
@@ -35,15 +36,25 @@ def read_records(workspace: Path) -> tuple[list[dict[str, Any]], list[Unreadable
         the records, and what could not be read.
 
     Raises:
-        InvalidFileError: the workspace is a file.
+        InvalidFileError: the workspace is a file, or cannot be read.
     """
-    if workspace.exists() and not workspace.is_dir():
+    try:
+        there = next(path for path in (workspace, *workspace.parents) if os.path.lexists(path))
+        if not there.is_dir():
+            where = "" if there == workspace else "below "
+            raise InvalidFileError(
+                f"the workspace {workspace} is {where}a file: name a folder with "
+                "TANGO_WORKSPACE_DIR"
+            )
+        folders = list(_step_folders(workspace))
+    except OSError as error:
         raise InvalidFileError(
-            f"the workspace {workspace} is a file: name a folder with TANGO_WORKSPACE_DIR"
-        )
+            f"the workspace {workspace} cannot be read ({error}): name another folder with "
+            "TANGO_WORKSPACE_DIR"
+        ) from error
     records: list[dict[str, Any]] = []
     unreadable: list[Unreadable] = []
-    for folder in _step_folders(workspace):
+    for folder in folders:
         try:
             records.append(read_record(folder / DATA))
         except (OSError, ValueError, AcademicPretrainingError) as error:
@@ -71,10 +82,12 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError, AcademicPretrainingError: it cannot be used.
     """
-    record = json.loads(path.read_text())
+    record = loads(path.read_text(encoding="utf-8"))
     if not isinstance(record, dict) or "version" not in record:
         raise ValueError("not a record of this toolkit")
     if record["version"] != RECORD_VERSION:
         raise ValueError(f"record version {record['version']}, but {RECORD_VERSION} is read here")
+    if not isinstance(record.get("key"), str | None):
+        raise ValueError("broken record: its key is no text")
     check_record(record)
     return record

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from academic_pretraining.errors import AcademicPretrainingError, HardwareMismatchError
+from academic_pretraining.errors import HardwareMismatchError, one_line
 from academic_pretraining.gpus import GPUS, Hardware, detect_hardware
 from academic_pretraining.methods import Sharding
 from academic_pretraining.models import MODELS
+from experiments.command_line import answer
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,17 +30,12 @@ else:
 def run(main: Callable[..., int | None]) -> None:
     """Run a script's main on the command line's arguments and exit with its status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stopped = "what was measured is kept, run the same command to go on"
     try:
-        sys.exit(tyro.cli(main))
-    except AcademicPretrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(answer(tyro.cli, main, sys.argv[1:], stopped=stopped))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except KeyboardInterrupt:
-        print("stopped: what was measured is kept, run the same command to go on", file=sys.stderr)
-        sys.exit(130)
 
 
 def workspace_dir() -> Path:
@@ -79,7 +75,8 @@ def records() -> list[dict[str, Any]]:
 
     readable, unreadable = read_records(workspace_dir())
     for result in unreadable:
-        print(f"warning: {result.path} is left out: {result.reason}", file=sys.stderr)
+        warning = f"warning: {result.path} is left out: {result.reason}"
+        print(one_line(warning), file=sys.stderr)
     return readable
 
 

@@ -7,10 +7,11 @@ from typing import Literal
 
 from _cli import GpuName, ModelName, hardware_from, results, run, workspace_dir
 
+from academic_pretraining.benchmarking.effort import QUICK, Effort
 from academic_pretraining.config import TrainingConfig, grid, why_tolerance_invalid
 from academic_pretraining.errors import InvalidConfigError
 from academic_pretraining.gpus import Hardware, check_hardware
-from academic_pretraining.methods import MethodSpace
+from academic_pretraining.methods import Method, MethodSpace
 from academic_pretraining.models import get_model
 from academic_pretraining.occupancy import check_idle
 
@@ -31,9 +32,10 @@ def main(
 ) -> int:
     """Measure which Trainer settings train a model fastest on given hardware.
 
-    Without hardware flags, this machine is detected. Results are kept in TANGO_WORKSPACE_DIR
-    (tango_workspace/): the same command goes on where it was stopped, and a setting that has a
-    result is not measured again, whatever --micro-batch-sizes and --timing-seconds say.
+    Without hardware flags, this machine is detected, and of a GPU's grid only naive and free-lunch
+    are measured. Results are kept in TANGO_WORKSPACE_DIR (tango_workspace/): the same command goes
+    on where it was stopped, and a setting that has a result is not measured again, whatever
+    --micro-batch-sizes and --timing-seconds say.
 
     Args:
         num_nodes: machines.
@@ -62,6 +64,14 @@ def main(
     small = newcomer or hardware.gpu.is_cpu
     recipe = get_model(model or ("pythia-14m" if small else "pythia-160m"))
     points = list(grid(hardware, recipe, MethodSpace(methods), batch_tolerance=batch_tolerance))
+    if newcomer and methods == "all" and not hardware.gpu.is_cpu:
+        # Each setting takes a minute or two there: two of them answer a first question.
+        points = [point for point in points if point[0] in (Method(), Method(free_lunch=True))]
+        print(
+            "a first look at naive and free-lunch; the whole grid: --gpu-type "
+            f"{hardware.gpu_type} --gpus-per-node {hardware.gpus_per_node} --num-nodes 1",
+            file=sys.stderr,
+        )
     configs = {
         method: TrainingConfig(
             hardware=hardware, recipe=recipe, method=method, batch_tolerance=batch_tolerance
@@ -69,6 +79,7 @@ def main(
         for method, reasons in points
         if not reasons
     }
+    _check_micro_batches(micro_batch_sizes, list(configs.values()))
     summary = f"{len(configs)} settings to measure, {len(points) - len(configs)} skipped"
     match cmd:
         case "count":
@@ -89,27 +100,39 @@ def main(
             print(f"{len(missing)} of {len(configs)} settings have no result")
             print(*(f"  {config.label}\n" for config in missing), sep="", end="")
         case "run":
+            effort = QUICK if hardware.gpu.is_cpu else Effort()
             return _run(
-                list(configs.values()), micro_batch_sizes, timing_seconds, detail, allow_busy_gpus
+                list(configs.values()),
+                dataclasses.replace(
+                    effort,
+                    micro_batch_sizes=micro_batch_sizes or effort.micro_batch_sizes,
+                    timing_seconds=timing_seconds or effort.timing_seconds,
+                ),
+                detail,
+                allow_busy_gpus,
             )
     return 0
 
 
-def _run(
-    configs: list[TrainingConfig],
-    micro_batch_sizes: tuple[int, ...],
-    timing_seconds: float | None,
-    detail: bool,
-    allow_busy_gpus: bool,
-) -> int:
+def _check_micro_batches(sizes: tuple[int, ...], configs: list[TrainingConfig]) -> None:
+    if not sizes or not configs:
+        return
     hardware, recipe = configs[0].hardware, configs[0].recipe
-    possible = {plan.micro_batch_size for plan in configs[0].plans()}
-    if unknown := sorted(set(micro_batch_sizes) - possible):
+    if unknown := sorted(set(sizes) - {plan.micro_batch_size for plan in configs[0].plans()}):
         raise InvalidConfigError(
             f"--micro-batch-sizes {unknown[0]} does not divide the global batch of "
             f"{recipe.global_batch_size} over {hardware.world_size} "
             f"GPU{'s' * (hardware.world_size > 1)}: --cmd dry-run shows plans"
         )
+
+
+def _run(
+    configs: list[TrainingConfig],
+    effort: Effort,
+    detail: bool,
+    allow_busy_gpus: bool,
+) -> int:
+    hardware, recipe = configs[0].hardware, configs[0].recipe
 
     from experiments.workspace import incomplete
 
@@ -118,16 +141,8 @@ def _run(
         if not allow_busy_gpus:
             check_idle(hardware, os.environ)
 
-    from academic_pretraining.benchmarking.effort import QUICK, Effort
     from experiments.report import Progress
     from experiments.sweep import sweep
-
-    effort = QUICK if hardware.gpu.is_cpu else Effort()
-    effort = dataclasses.replace(
-        effort,
-        micro_batch_sizes=micro_batch_sizes or effort.micro_batch_sizes,
-        timing_seconds=timing_seconds or effort.timing_seconds,
-    )
 
     def check() -> None:
         # A process that was just measuring may still be ending.
@@ -150,7 +165,8 @@ def _print_results(hardware: Hardware, model: str, detail: bool) -> None:
     from experiments.report import detail_table, results_table
 
     rows = select(results(), hardware, model)
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    # What a result says is shown as it stands, for others may have written it.
+    console = Console(width=None if sys.stdout.isatty() else 180, markup=False, emoji=False)
     if rows.is_empty():
         print(f"no results yet for {model} on this hardware in {workspace_dir()}")
     else:

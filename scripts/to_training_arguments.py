@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from _cli import GpuName, ModelName, ShardingName, records, run, workspace_dir
+from _cli import GpuName, ModelName, ShardingName, records, run
 
 from academic_pretraining.config import TrainingConfig
-from academic_pretraining.errors import InvalidConfigError
+from academic_pretraining.errors import InvalidConfigError, one_line
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.models import get_model
@@ -57,7 +57,11 @@ def main(
         sharding=Sharding(sharding),
         offloading=offloading,
     )
-    given = method != Method() or (micro_batch_size, gradient_accumulation_steps) != (None, None)
+    given = method != Method() or (
+        micro_batch_size,
+        gradient_accumulation_steps,
+        batch_tolerance,
+    ) != (None, None, 0.0)
     if optimal and given:
         raise InvalidConfigError(
             "--optimal takes the measured winner: leave the method and batch flags out"
@@ -91,16 +95,15 @@ def main(
     plan = config.plan(micro_batch_size, gradient_accumulation_steps)
 
     from experiments.export import export
-    from experiments.workspace import read_records
 
-    if measured is None:
-        measured = read_records(workspace_dir())[0]
-    predicted = export(output, config, plan, measured)
-    print(
+    predicted = export(output, config, plan, records() if measured is None else measured)
+    line = (
         f"{output}: {config.label}, micro-batch {plan.micro_batch_size} x accumulation "
         f"{plan.gradient_accumulation_steps}"
-        + (f", predicted {predicted['step_seconds']:.4g} s a step" if predicted else "")
     )
+    if predicted:
+        line += f", predicted {predicted['step_seconds']:.4g} s a step"
+    print(one_line(line))
 
 
 if __name__ == "__main__":

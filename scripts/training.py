@@ -3,7 +3,6 @@
 What to change is marked with YOUR DATA; the rest runs as it is, on one GPU or on many nodes.
 """
 
-import dataclasses
 import logging
 import os
 import sys
@@ -13,14 +12,11 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 import tyro
 
-from academic_pretraining.errors import (
-    AcademicPretrainingError,
-    InvalidConfigError,
-    InvalidFileError,
-)
+from academic_pretraining.errors import InvalidConfigError, InvalidFileError
 from academic_pretraining.gpus import Hardware, check_hardware
 from academic_pretraining.models import MODELS, get_model
-from experiments.export import read_json, read_setting
+from experiments.command_line import answer
+from experiments.export import is_prediction, read_json, read_setting
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -45,7 +41,8 @@ def make_dataset(model_type: str) -> "Dataset":
 class LauncherOptions:
     """Options of torchrunx.Launcher."""
 
-    hostnames: list[str] | Literal["auto", "slurm"] = "auto"
+    # The names first: the command line takes the first kind that fits.
+    hostnames: Literal["auto", "slurm"] | list[str] = "auto"
     """Nodes to run on; `auto` takes the SLURM allocation, else this machine."""
     workers_per_host: int | Literal["cpu", "gpu"] | None = None
     """Processes on each node; by default one a GPU, or one on a CPU."""
@@ -59,6 +56,38 @@ class LauncherOptions:
     """Seconds that a node waits for the others."""
     env_file: str | None = None
     """File with environment variables for the workers."""
+
+    def check(self) -> None:
+        """Refuse what no launch can come of."""
+        workers = self.workers_per_host
+        if workers in (0, "0") or str(workers).startswith("-"):
+            raise InvalidConfigError(
+                f"--launcher.workers-per-host is {workers}, but must be at least 1"
+            )
+        for flag, number, most in (
+            ("workers-per-host", workers, 1024),
+            ("worker-timeout", self.worker_timeout, 10**6),
+            ("agent-timeout", self.agent_timeout, 10**6),
+        ):
+            if isinstance(number, int) and not 1 <= number <= most:
+                raise InvalidConfigError(
+                    f"--launcher.{flag} is {number}, but must be from 1 to {most:,}"
+                )
+        for flag, name in (("ssh-config-file", self.ssh_config_file), ("env-file", self.env_file)):
+            if name is not None and not os.path.isfile(name):  # noqa: PTH113, any name will do
+                raise InvalidFileError(f"--launcher.{flag} {name} is no file: name one, or none")
+        backends = (part.rpartition(":")[2] for part in (self.backend or "gloo").split(","))
+        if unknown := [name for name in backends if name not in ("nccl", "gloo", "mpi", "ucc")]:
+            raise InvalidConfigError(
+                f"--launcher.backend has {unknown[0]!r}, which torch.distributed lacks: give nccl, "
+                "gloo, mpi or ucc"
+            )
+        if self.hostnames == "slurm" and "SLURM_JOB_ID" not in os.environ:
+            raise InvalidConfigError(
+                "--launcher.hostnames slurm was given, but this is no SLURM job: leave it out"
+            )
+        if isinstance(self.hostnames, list) and not all(self.hostnames or [""]):
+            raise InvalidConfigError("--launcher.hostnames lacks a name: give one for each node")
 
 
 def main(
@@ -86,26 +115,23 @@ def main(
             f"{training_arguments} was exported for {exported}, but --model-type is {model_type}: "
             "give the same model"
         )
+    if setting.get("prediction") is not None and not is_prediction(setting["prediction"]):
+        raise InvalidFileError(
+            f"the prediction beside {training_arguments} is none: export it again with "
+            "scripts/to_training_arguments.py"
+        )
     if stop_after_steps is not None and stop_after_steps < 1:
         raise InvalidConfigError(
             f"--stop-after-steps is {stop_after_steps}, but must be at least 1"
         )
-    if launcher.workers_per_host in (0, "0") or str(launcher.workers_per_host).startswith("-"):
-        raise InvalidConfigError(
-            f"--launcher.workers-per-host is {launcher.workers_per_host}, but must be at least 1"
-        )
-    if resume and not any(output_dir.glob("checkpoint-*")):
-        raise InvalidConfigError(
-            f"--resume was given, but {output_dir} holds no checkpoint: leave it out to begin"
-        )
-    if not next(path for path in (output_dir, *output_dir.parents) if path.exists()).is_dir():
-        raise InvalidFileError(
-            f"{output_dir} cannot be a folder for checkpoints, for it is a file or below one: "
-            "name another"
-        )
+    launcher.check()
+    _check_output_dir(output_dir, resume)
     here = launcher.hostnames == "auto" and "SLURM_JOB_ID" not in os.environ
     if here and (hardware := setting.get("hardware")):
         check_hardware(Hardware(**hardware | {"num_nodes": 1}), os.environ)
+    from academic_pretraining.benchmarking.arguments import check_fields
+
+    check_fields(fields, training_arguments)
     fields["output_dir"] = str(output_dir.resolve())
     os.environ.setdefault("TORCHRUNX_LOG_DIR", str(output_dir.resolve() / "logs"))
 
@@ -123,6 +149,25 @@ def main(
     )
     print(comparison_text(report))
     write_speed(report, output_dir)
+
+
+def _check_output_dir(output_dir: Path, resume: bool) -> None:
+    try:
+        if resume and not any(output_dir.glob("checkpoint-*")):
+            raise InvalidConfigError(
+                f"--resume was given, but {output_dir} holds no checkpoint: leave it out to begin"
+            )
+        there = next(path for path in (output_dir, *output_dir.parents) if path.exists())
+        output_dir.resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InvalidFileError(
+            f"{output_dir} cannot be a folder for checkpoints ({error}): name another"
+        ) from error
+    if not there.is_dir():
+        raise InvalidFileError(
+            f"{output_dir} cannot be a folder for checkpoints, for it is a file or below one: "
+            "name another"
+        )
 
 
 def show_workers(stream: TextIO) -> None:
@@ -149,7 +194,6 @@ def launch(
     import torchrunx
 
     logging.getLogger("torchrunx").setLevel(logging.WARNING)
-    _check_fields(fields, source)
     cpu = bool(fields.get("use_cpu"))
     workers = launcher.workers_per_host or setting.get("hardware", {}).get("gpus_per_node")
     workers = workers or (1 if cpu else "gpu")
@@ -164,7 +208,7 @@ def launch(
         agent_timeout=launcher.agent_timeout,
         extra_env_vars={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, threads)))},
         env_file=launcher.env_file,
-    ).run(train, fields, model_type, setting, **stopping)
+    ).run(train, fields, model_type, setting, source=source, **stopping)
     return launched.rank(0)
 
 
@@ -173,6 +217,7 @@ def train(
     model_type: str,
     setting: dict,
     *,
+    source: Path,
     stop_after_steps: int | None = None,
     stop_within_seconds: float | None = None,
     resume: bool = False,
@@ -182,9 +227,10 @@ def train(
     It stops at the schedule's end, after so many steps, or when the step time is known well
     enough, within so many seconds of timed steps.
     """
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback
 
     from academic_pretraining.benchmarking import comparison
+    from academic_pretraining.benchmarking.arguments import build
     from academic_pretraining.benchmarking.build import build_model_for
     from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
     from academic_pretraining.benchmarking.timing import StepTimer
@@ -194,7 +240,7 @@ def train(
             if state.global_step == stop_after_steps:
                 control.should_training_stop = True
 
-    arguments = TrainingArguments(**fields)
+    arguments = build(fields, source)
     allow_sharding_on_cpu(arguments)
     recipe = get_model(model_type)
     model = build_model_for(
@@ -221,30 +267,6 @@ def train(
     return comparison.speed_report(timer, predicted, **how)
 
 
-def _check_fields(fields: dict, path: Path) -> None:
-    from transformers import TrainingArguments
-
-    known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    if unknown := sorted(set(fields) - known):
-        raise InvalidFileError(
-            f"{path} holds {unknown[0]!r}, which is no field of TrainingArguments: write the file "
-            "with scripts/to_training_arguments.py"
-        )
-    for field in dataclasses.fields(TrainingArguments):
-        value = fields.get(field.name, 0)
-        if type(field.default) in (int, float) and type(value) not in (int, float):
-            raise InvalidFileError(
-                f"{path} says {field.name} is {value!r}, but it must be a number: write the file "
-                "with scripts/to_training_arguments.py"
-            )
-
-
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except AcademicPretrainingError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped: --resume goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    STOPPED = "--resume goes on from the last checkpoint"
+    sys.exit(answer(tyro.cli, main, sys.argv[1:], stopped=STOPPED))

@@ -4,7 +4,6 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from _cli import run
 from training import LauncherOptions, launch, show_workers
@@ -18,7 +17,7 @@ from academic_pretraining.errors import (
 from academic_pretraining.gpus import Hardware, check_hardware
 from academic_pretraining.models import get_model
 from academic_pretraining.occupancy import check_idle
-from experiments.export import read_json, read_setting
+from experiments.export import is_prediction, read_json, read_setting
 
 
 def main(
@@ -57,9 +56,10 @@ def main(
         raise InvalidConfigError(
             f"--steps is {steps}, but the first two are warm-up: give 3 or more"
         )
+    launcher.check()
     fields = read_json(training_arguments)
     setting = read_setting(training_arguments)
-    if "model" not in setting or not _is_prediction(setting.get("prediction")):
+    if "model" not in setting or not is_prediction(setting.get("prediction")):
         raise InvalidFileError(
             f"there is no prediction beside {training_arguments}: measure its setting with "
             "scripts/benchmark.py and export it again, unchanged, with "
@@ -82,7 +82,10 @@ def main(
         if not allow_busy_gpus:
             check_idle(hardware, os.environ)
 
+    from academic_pretraining.benchmarking.arguments import check_fields
     from academic_pretraining.benchmarking.comparison import comparison_text, deviations
+
+    check_fields(fields, training_arguments)
 
     # The workers find training.py as this script did.
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
@@ -121,13 +124,6 @@ def main(
     if not off:
         print("the prediction holds")
     return 1 if off else 0
-
-
-def _is_prediction(found: Any) -> bool:
-    if not isinstance(found, dict):
-        return False
-    figures = (found.get("step_seconds"), found.get("peak_bytes"))
-    return all(isinstance(figure, int | float) and figure > 0 for figure in figures)
 
 
 if __name__ == "__main__":

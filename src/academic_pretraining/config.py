@@ -29,10 +29,16 @@ class BatchPlan:
 
     def __post_init__(self) -> None:
         for name in ("world_size", "micro_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
+            count = getattr(self, name)
+            if type(count) is not int:
+                raise InvalidConfigError(f"{name} is {count!r}, but must be a whole number")
+            if count < 1:
                 raise InvalidConfigError(
-                    f"{name} is {getattr(self, name)}, but must be at least 1: "
-                    "give a positive number"
+                    f"{name} is {count}, but must be at least 1: give a positive number"
+                )
+            if count > _MOST:
+                raise InvalidConfigError(
+                    f"{name} is {count}, but must be at most {_MOST:,}: give a smaller number"
                 )
 
     @property
@@ -190,7 +196,7 @@ def why_invalid(
 
 def why_tolerance_invalid(batch_tolerance: float) -> tuple[str, ...]:
     """Say what is wrong with a tolerance; empty for a valid one."""
-    if 0 <= batch_tolerance < 1:
+    if isinstance(batch_tolerance, int | float) and 0 <= batch_tolerance < 1:
         return ()
     return (
         f"batch tolerance is {batch_tolerance}, but must be at least 0 and below 1: 0.01 allows 1%",
@@ -275,6 +281,9 @@ def _why_batch_invalid(global_batch_size: int, world_size: int, tolerance: float
         f"{global_batch_size}"
     ]
 
+
+# More is a mistake, and would overflow.
+_MOST = 10**12
 
 # For tolerances such as 0.29, which binary fractions miss by a hair.
 _MARGIN = 1e-9

@@ -4,6 +4,24 @@ Each message says what was given, which rule it breaks and what to do. All of th
 pickling, because they cross process boundaries.
 """
 
+_LONGEST_LINE = 2000
+
+
+def one_line(text: object) -> str:
+    """Write a message as one line that a terminal takes for nothing but text.
+
+    Names and file contents that others chose may hold newlines and control sequences, or be of any
+    length; the end stays, for it says what to do.
+    """
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in str(text)
+    )
+    if len(shown) <= _LONGEST_LINE:
+        return shown
+    half = _LONGEST_LINE // 2
+    return f"{shown[:half]} ... {shown[-half:]}"
+
 
 class AcademicPretrainingError(Exception):
     """Base of all errors that are the user's to mend; a script answers with exit status 2."""

@@ -17,6 +17,9 @@ from academic_pretraining.models.recipe import Precision
 _TERA = 1e12
 _GIGA = 1e9
 
+# More machines, or GPUs in one, is a mistake, and would overflow.
+_MOST = 100_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class GpuType:
@@ -173,13 +176,19 @@ class Hardware:
     gpu_type: str
 
     def __post_init__(self) -> None:
+        if not isinstance(self.gpu_type, str):
+            raise UnknownNameError(f"no GPU type is called {self.gpu_type!r}: give a name")
         if self.gpu_type not in GPUS:
             close = difflib.get_close_matches(self.gpu_type, GPUS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(GPUS)}"
             raise UnknownNameError(f"no GPU type is called {self.gpu_type!r}: {hint}")
         for flag, count in (("num-nodes", self.num_nodes), ("gpus-per-node", self.gpus_per_node)):
+            if type(count) is not int:
+                raise InvalidConfigError(f"--{flag} is {count!r}, but must be a whole number")
             if count < 1:
                 raise InvalidConfigError(f"--{flag} is {count}, but must be at least 1")
+            if count > _MOST:
+                raise InvalidConfigError(f"--{flag} is {count}, but must be at most {_MOST:,}")
 
     @property
     def gpu(self) -> GpuType:

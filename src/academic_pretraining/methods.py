@@ -5,6 +5,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from academic_pretraining.errors import InvalidConfigError
+
 
 class Backend(enum.StrEnum):
     """The library that shards training state over GPUs."""
@@ -72,6 +74,17 @@ class Method:
     activation_checkpointing: bool = False
     sharding: Sharding = Sharding.NONE
     offloading: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("free_lunch", "activation_checkpointing", "offloading"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidConfigError(
+                    f"{name} is {getattr(self, name)!r}, but must be true or false"
+                )
+        if not isinstance(self.sharding, Sharding):
+            raise InvalidConfigError(
+                f"sharding is {self.sharding!r}, but must be one of {', '.join(Sharding)}"
+            )
 
     @property
     def label(self) -> str:

@@ -2,9 +2,10 @@
 
 import functools
 import json
+import types
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args
 
 import polars as pl
 
@@ -220,8 +221,16 @@ def to_record(
 
 
 def config_of(record: dict[str, Any]) -> TrainingConfig:
-    """Read the configuration of a record; works on any machine."""
-    return config_from_dict(record["config"])
+    """Read the configuration of a record; works on any machine.
+
+    Raises:
+        ValueError: it holds none.
+        AcademicPretrainingError: one that is not valid.
+    """
+    try:
+        return config_from_dict(record["config"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"broken record: {type(error).__name__} {error}") from error
 
 
 def check_record(record: dict[str, Any]) -> None:
@@ -231,15 +240,81 @@ def check_record(record: dict[str, Any]) -> None:
         ValueError: it lacks something, or something is of another type.
     """
     try:
+        measured = record["measurement"]
+        _check_kinds(Hardware, record["config"]["hardware"])
+        _check_kinds(Measurement, measured)
+        _check_kinds(Timing, measured["best"] or {})
         row = _row(record)
         pl.DataFrame([row], schema=SCHEMA, strict=True)
-        if row["outcome"] == "measured" and not row["step_seconds"] > 0 < row["micro_step_seconds"]:
-            raise TypeError("a step that takes no time")
+        _check_figures(row)
+        _check_timings(measured)
     except (
-        *(KeyError, TypeError, AttributeError, ArithmeticError),
+        *(KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError),
         pl.exceptions.PolarsError,
     ) as error:
         raise ValueError(f"broken record: {type(error).__name__} {error}") from error
+
+
+# More of anything is a fault, and sums of it would overflow.
+_MOST = 1e30
+
+
+def _check_figures(row: dict[str, Any]) -> None:
+    for name, value in row.items():
+        if isinstance(value, str) and not value.isprintable():
+            raise TypeError(f"{name} is no plain text")
+        if isinstance(value, int | float) and not 0 <= value < _MOST:
+            raise TypeError(f"{name} is {value}")
+    if row["outcome"] == "measured":
+        if not row["step_seconds"] > 0 < row["micro_step_seconds"]:
+            raise TypeError("a step that takes no time")
+        for name in _NEEDED:
+            if row[name] is None:
+                raise TypeError(f"{name} is missing")
+    elif row["outcome"] != "out of memory" or row["step_seconds"] is not None:
+        raise TypeError(f"no outcome is called {row['outcome']!r}")
+    for name in _COUNTS:
+        if row[name] is not None and row[name] < 1:
+            raise TypeError(f"{name} is {row[name]}")
+
+
+_COUNTS = (
+    "num_nodes",
+    "gpus_per_node",
+    "micro_batch_size",
+    "grad_acc_steps",
+    "global_batch_size",
+    "max_steps",
+    "units_per_example",
+)
+_NEEDED = (*_COUNTS, "step_standard_error", "step_spread", "peak_memory_gib")
+
+
+def _check_kinds(kind: type[Hardware | Measurement | Timing], part: Any) -> None:
+    """Compare the plain fields of a part with a dataclass, before anything is computed of them."""
+    for field in fields(kind):
+        of_union = isinstance(field.type, types.UnionType)
+        kinds: set[Any] = set(get_args(field.type) if of_union else (field.type,))
+        if field.name not in part or not kinds <= {bool, int, float, str, type(None)}:
+            continue
+        value = part[field.name]
+        if type(value) not in kinds | ({int} if float in kinds else set()):
+            raise TypeError(f"{field.name} is {value!r:.80}")
+        if isinstance(value, int | float) and not -_MOST < value < _MOST:
+            raise TypeError(f"{field.name} is out of range")
+
+
+def _check_timings(measured: dict[str, Any]) -> None:
+    """Look at what becomes a prediction."""
+    for timing in measured["timings"]:
+        _check_kinds(Timing, timing)
+        if not timing["step_seconds"] > 0 < timing["peak_bytes"]:
+            raise TypeError("a timing without time or memory")
+        for name in ("step_seconds_standard_error", "mfu", "compiled"):
+            timing[name]
+        for name in ("micro_batch_size", "gradient_accumulation_steps"):
+            if timing[name] < 1:
+                raise TypeError(f"{name} is {timing[name]}")
 
 
 def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:

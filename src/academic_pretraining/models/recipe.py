@@ -1,10 +1,13 @@
 """The shape of a recipe: a model's architecture and how its authors trained it."""
 
 import enum
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
+
+from academic_pretraining.errors import InvalidConfigError
 
 
 class Precision(enum.StrEnum):
@@ -21,6 +24,14 @@ class Task(enum.StrEnum):
     CAUSAL_LM = "causal_lm"
     MASKED_LM = "masked_lm"
     IMAGE_CLASSIFICATION = "image_classification"
+
+
+# More of anything is a mistake, and would overflow.
+_MOST = 10**15
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 # What explains a recipe and changes nothing that is measured.
@@ -97,8 +108,45 @@ class ModelRecipe:
     note: str = ""
 
     def __post_init__(self) -> None:
+        if reasons := tuple(self._faults()):
+            raise InvalidConfigError(*reasons)
         for name in ("architecture", "lr_scheduler_kwargs"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def _faults(self) -> Iterator[str]:
+        """Say which values are none that a training can have."""
+        for least, names in (
+            (1, ("num_classes", "parameter_count", "global_batch_size", "max_steps")),
+            (0, ("warmup_steps",)),
+        ):
+            for name in names:
+                count = getattr(self, name)
+                if type(count) is not int or not least <= count <= _MOST:
+                    yield (
+                        f"{name} of {self.name} is {count!r}, but must be a whole number from "
+                        f"{least} to {_MOST:,}"
+                    )
+        for name in ("sequence_length", "image_size"):
+            size = getattr(self, name)
+            if size is not None and (type(size) is not int or not 1 <= size <= _MOST):
+                yield f"{name} of {self.name} is {size!r}, but must be from 1 to {_MOST:,}"
+        for name in ("learning_rate", "adam_epsilon", "weight_decay", "max_grad_norm"):
+            number = getattr(self, name)
+            if not _is_number(number) or not 0 <= number < math.inf:
+                yield f"{name} of {self.name} is {number!r}, but must be at least 0"
+        for name in ("adam_beta1", "adam_beta2"):
+            number = getattr(self, name)
+            if not _is_number(number) or not 0 <= number < 1:
+                yield f"{name} of {self.name} is {number!r}, but must be at least 0 and below 1"
+        for name, kind in (
+            ("name", str),
+            ("task", Task),
+            ("precision", Precision),
+            ("architecture", Mapping),
+            ("lr_scheduler_kwargs", Mapping),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                yield f"{name} is {getattr(self, name)!r}, but must be a {kind.__name__}"
 
     @property
     def example_bytes(self) -> int:

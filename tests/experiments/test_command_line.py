@@ -1,0 +1,87 @@
+import inspect
+
+import pytest
+
+from academic_pretraining.errors import InvalidConfigError, InvalidFileError
+from experiments.command_line import answer
+
+
+def run(main, arguments=()):
+    return answer(lambda called: called(), main, arguments, stopped="go on")
+
+
+@pytest.mark.parametrize(("given", "status"), [(None, 0), (0, 0), (1, 1)])
+def test_the_status_is_that_of_main(given, status, capsys):
+    assert run(lambda: given) == status
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            InvalidFileError("a\nb\x1b[2J\udcff is none: name another"),
+            r"a\nb\x1b[2J\udcff is none: ",
+        ),
+        (InvalidConfigError("one", "two"), "one; two"),
+    ],
+)
+def test_an_error_is_one_plain_line(error, line, capsys):
+    def main():
+        raise error
+
+    assert run(main) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {line}")
+    assert err.count("\n") == 1
+
+
+def test_a_long_error_keeps_its_end(capsys):
+    def main():
+        raise InvalidFileError("n" * 10_000 + ": name another")
+
+    assert run(main) == 2
+    err = capsys.readouterr().err
+    assert len(err) < 2100
+    assert err.endswith("nnn: name another\n")
+
+
+def test_an_interruption_is_said(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    assert run(main) == 130
+    assert capsys.readouterr().err == "stopped: go on\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["--a-b", "1", "--a-b", "2"], "--a-b"),
+        (["--a-b=1", "--a_b", "2"], "--a-b"),
+        (["--switch", "--no-switch"], "--switch"),
+        (["--a.b-c", "1", "--other", "--a.b_c=1"], "--a.b-c"),
+    ],
+)
+def test_a_flag_given_twice_is_refused(arguments, flag, capsys):
+    assert run(lambda: None, arguments) == 2
+    assert capsys.readouterr().err == f"error: {flag} is given twice: give it once\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--a", "1", "--b", "1"], ["x", "x"], ["--", "--"], ["-a", "-a"]]
+)
+def test_other_flags_and_values_may_be_alike(arguments):
+    assert run(lambda: None, arguments) == 0
+
+
+def test_what_is_parsed_is_the_scripts_own_signature():
+    def main(steps: int = 3) -> None:
+        """Do something."""
+
+    def parse(called):
+        assert inspect.signature(called) == inspect.signature(main)
+        assert called.__doc__ == "Do something."
+
+    assert answer(parse, main, [], stopped="") == 0

@@ -1,0 +1,88 @@
+"""The words in which bad input is refused."""
+
+import json
+
+import pytest
+from exports import Exported
+from in_process import COMMANDS, furnished, spoilt
+
+EXPORT = "write one with scripts/to_training_arguments.py"
+BY_FLAG = {
+    ("print_optimal_config.py", "--num-nodes", "100001"): (
+        "--num-nodes is 100001, but must be at most 100,000"
+    ),
+    ("to_training_arguments.py", "--micro-batch-size", "1000000000001"): (
+        "micro_batch_size is 1000000000001, but must be at most 1,000,000,000,000: give a smaller "
+        "number"
+    ),
+    ("benchmark.py", "--micro-batch-sizes", "3"): (
+        "--micro-batch-sizes 3 does not divide the global batch of 1024 over 2 GPUs: --cmd dry-run "
+        "shows plans"
+    ),
+    ("training.py", "--launcher.workers-per-host", "1025"): (
+        "--launcher.workers-per-host is 1025, but must be from 1 to 1,024"
+    ),
+    ("training.py", "--launcher.agent-timeout", "0"): (
+        "--launcher.agent-timeout is 0, but must be from 1 to 1,000,000"
+    ),
+    ("verify.py", "--launcher.worker-timeout", "-1"): (
+        "--launcher.worker-timeout is -1, but must be from 1 to 1,000,000"
+    ),
+    ("training.py", "--launcher.backend", "cpu:gloo,cuda:fast"): (
+        "--launcher.backend has 'fast', which torch.distributed lacks: give nccl, gloo, mpi or ucc"
+    ),
+    ("verify.py", "--launcher.env-file", "missing"): (
+        "--launcher.env-file missing is no file: name one, or none"
+    ),
+    ("training.py", "--launcher.hostnames", "slurm"): (
+        "--launcher.hostnames slurm was given, but this is no SLURM job: leave it out"
+    ),
+    ("verify.py", "--launcher.hostnames", ""): (
+        "--launcher.hostnames lacks a name: give one for each node"
+    ),
+    ("training.py", "--output-dir", "args.json/run"): (
+        "args.json/run cannot be a folder for checkpoints, for it is a file or below one: name "
+        "another"
+    ),
+}
+BY_SETTING = {
+    "sharpness": (1, f"args.setting.json holds 'sharpness', which no setting has: {EXPORT}"),
+    "free_lunch": (1, f"args.setting.json says free_lunch is 1, which is none: {EXPORT}"),
+    "model": ("gpt", f"args.setting.json says model is 'gpt', which is none: {EXPORT}"),
+    "hardware": (
+        {"num_nodes": 0, "gpus_per_node": 1, "gpu_type": "cpu"},
+        "args.setting.json is for no hardware (--num-nodes is 0, but must be at least 1): "
+        + EXPORT,
+    ),
+    "prediction": (
+        {"step_seconds": True, "peak_bytes": 1},
+        "the prediction beside args.json is none: export it again with "
+        "scripts/to_training_arguments.py",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BY_FLAG, ids=" ".join)
+def test_a_flags_refusal_says_what_is_allowed(tmp_path, monkeypatch, case):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    script, flag, value = case
+    said = furnished(tmp_path).refuses(script, *spoilt(script, flag, value))
+    assert said == f"error: {BY_FLAG[case]}\n"
+
+
+@pytest.mark.parametrize("name", BY_SETTING)
+def test_a_settings_refusal_says_what_is_wrong(tmp_path, name):
+    exported = Exported(furnished(tmp_path))
+    value, message = BY_SETTING[name]
+    setting = json.dumps(exported.setting | {name: value}).encode()
+    assert exported.refuses("training.py", setting=setting) == f"error: {message}\n"
+
+
+def test_a_workspace_below_a_file_is_named(tmp_path):
+    place = furnished(tmp_path)
+    place.workspace = place.folder / "args.json" / "results"
+    said = place.refuses("benchmark.py", *COMMANDS["benchmark.py"])
+    assert said == (
+        f"error: the workspace {place.workspace} is below a file: name a folder with "
+        "TANGO_WORKSPACE_DIR\n"
+    )
