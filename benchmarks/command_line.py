@@ -20,7 +20,7 @@ from academic_pretraining.config import TrainingConfig, config_to_dict, grid
 from academic_pretraining.gpus import GPUS, Hardware
 from academic_pretraining.methods import MethodSpace
 from academic_pretraining.models import MODELS
-from academic_pretraining.results import Measurement, Timing
+from academic_pretraining.records import Measurement, Timing
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 HARDWARE = ("--num-nodes", "1", "--gpus-per-node", "4", "--gpu-type", "a100")

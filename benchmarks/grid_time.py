@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from academic_pretraining.results import config_of
+from academic_pretraining.records import config_of
 from experiments.workspace import read_records
 
 

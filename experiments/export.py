@@ -13,7 +13,7 @@ from academic_pretraining.config import BatchPlan, TrainingConfig, config_to_dic
 from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.models import MODELS
-from academic_pretraining.results import is_current
+from academic_pretraining.records import is_current
 from academic_pretraining.training_arguments import to_json, training_arguments_fields
 from experiments.strict_json import loads
 

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from academic_pretraining.config import TrainingConfig, config_to_dict
 from academic_pretraining.models.recipe import without_prose
-from academic_pretraining.results import LIBRARIES
+from academic_pretraining.records import LIBRARIES
 from academic_pretraining.training_arguments import training_arguments_fields
 
 

@@ -15,7 +15,7 @@ from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.measure import measure
 from academic_pretraining.benchmarking.probes import Probe
 from academic_pretraining.config import TrainingConfig
-from academic_pretraining.results import to_record
+from academic_pretraining.records import to_record
 from experiments.identity import cache_key, library_versions
 
 

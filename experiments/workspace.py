@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from academic_pretraining.checks import check_record
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError
-from academic_pretraining.results import RECORD_VERSION, check_record
+from academic_pretraining.records import RECORD_VERSION
 from experiments.identity import cache_key
 from experiments.strict_json import loads
 

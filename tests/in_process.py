@@ -20,7 +20,7 @@ from academic_pretraining.config import TrainingConfig
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method
 from academic_pretraining.models import MODELS
-from academic_pretraining.results import to_record
+from academic_pretraining.records import to_record
 from experiments.export import export
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from academic_pretraining.results import Measurement, Timing
+from academic_pretraining.records import Measurement, Timing
 
 TIMING = Timing(
     micro_batch_size=16,

@@ -14,7 +14,7 @@ from academic_pretraining.config import TrainingConfig, grid
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import MethodSpace
 from academic_pretraining.models import MODELS
-from academic_pretraining.results import Measurement
+from academic_pretraining.records import Measurement
 
 
 class Measurer:

@@ -35,7 +35,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "academic_pretraining.analytic",
         "academic_pretraining.schedule",
     ),
-    "results": ("academic_pretraining.results", "academic_pretraining.plotting"),
+    "results": (
+        "academic_pretraining.records",
+        "academic_pretraining.results",
+        "academic_pretraining.checks",
+        "academic_pretraining.plotting",
+    ),
     "benchmarking": ("academic_pretraining.benchmarking",),
     "experiments": ("experiments",),
     "scripts": ("scripts",),
@@ -278,7 +283,8 @@ def test_no_package_has_its_place_in_the_first_layers(layer: str) -> None:
         (
             "academic_pretraining.methods",
             "import polars",
-            "polars belongs in academic_pretraining.results, academic_pretraining.plotting, "
+            "polars belongs in academic_pretraining.records, academic_pretraining.results, "
+            "academic_pretraining.checks, academic_pretraining.plotting, "
             "academic_pretraining.benchmarking, experiments, scripts",
         ),
         (

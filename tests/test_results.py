@@ -12,17 +12,14 @@ from academic_pretraining.errors import NoResultsError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, MethodSpace, Sharding, method_space
 from academic_pretraining.models import MODELS
-from academic_pretraining.results import (
+from academic_pretraining.records import (
     RECORD_VERSION,
-    SCHEMA,
     Measurement,
     config_of,
-    fastest,
-    frame,
     is_current,
-    select,
     to_record,
 )
+from academic_pretraining.results import SCHEMA, fastest, frame, select
 
 ONE = Hardware(num_nodes=1, gpus_per_node=1, gpu_type="h200")
 TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")

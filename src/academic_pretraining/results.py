@@ -1,124 +1,16 @@
-"""Measurements as data: records, one polars frame over them, and the fastest row."""
+"""All measurements in one polars frame, and the fastest row."""
 
-import functools
-import json
-import types
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args
+from typing import Any
 
 import polars as pl
 
 from academic_pretraining.analytic import SECONDS_PER_DAY
-from academic_pretraining.config import (
-    TrainingConfig,
-    config_from_dict,
-    config_to_dict,
-    recipe_to_dict,
-)
 from academic_pretraining.errors import NoResultsError
-from academic_pretraining.gpus import GPUS, Hardware
+from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, Sharding
-from academic_pretraining.models import MODELS
-from academic_pretraining.models.recipe import Precision, without_prose
-from academic_pretraining.numerics import REFERENCE, numerics
-
-RECORD_VERSION = 1
-
-LIBRARIES = ("torch", "transformers", "accelerate", "deepspeed")
-"""Distributions whose versions decide every measurement."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """One timed micro-batch size.
-
-    Attributes:
-        micro_batch_size, gradient_accumulation_steps, global_batch_size: the plan it stands for.
-        step_seconds: predicted optimizer step of that plan, at the slowest rank.
-        step_seconds_standard_error: of that prediction.
-        step_spread: standard deviation of repeated steps over their mean.
-        micro_step_seconds, overhead_seconds: a and b of step = a x accumulation + b.
-        samples: (accumulation, seconds) of each timed step.
-        skipped_steps: of them, with an fp16 overflow.
-        peak_bytes: predicted peak of allocated device memory at that plan.
-        reserved_bytes: likewise, of what the allocator holds.
-        compiled: whether `torch.compile` was asked for.
-        compiled_graphs: graphs that it made.
-        mfu: model FLOPs utilisation; `None` without a datasheet.
-        data_share: of the step's time, fetching data before the first micro-batch runs.
-        optimizer_share: of the step's time, the optimizer; `None` under DeepSpeed, which steps
-            inside the backward pass.
-    """
-
-    micro_batch_size: int
-    gradient_accumulation_steps: int
-    global_batch_size: int
-    step_seconds: float
-    step_seconds_standard_error: float
-    step_spread: float
-    micro_step_seconds: float
-    overhead_seconds: float
-    samples: tuple[tuple[int, float], ...]
-    skipped_steps: int
-    peak_bytes: int
-    reserved_bytes: int
-    compiled: bool
-    compiled_graphs: int
-    mfu: float | None
-    data_share: float
-    optimizer_share: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """All that was learnt about one configuration.
-
-    Attributes:
-        outcome: `measured` or `out of memory`.
-        best: the fastest timing.
-        timings: all of them.
-        memory_ramp: (micro-batch size, peak bytes), without compilation.
-        compile: `on`, `off`, `failed` or `no graph`.
-        compile_error: why it failed.
-        out_of_memory_micro_batch_size: the last one that did not fit.
-        out_of_memory_requested_bytes, out_of_memory_free_bytes: of the allocation that failed.
-        kernels: the model's own kernels in force.
-        model_flops_per_example: one forward and backward pass.
-        ceiling_flops: what matrix products alone reached on the slowest device, FLOP/s.
-        device_name: the driver's.
-        device_bytes: memory of the device.
-        seconds: wall time by phase, and `all`.
-        sessions: launches that it took.
-        restart_seconds: launch, building and first step, compilation included; `None` if nothing
-            fitted.
-        save_seconds: writing a checkpoint; `None` where that was not measured.
-        checkpoint_bytes, save_peak_bytes: its size, and the largest device memory meanwhile.
-        save_error: why it could not be written.
-    """
-
-    outcome: str
-    best: Timing | None
-    timings: tuple[Timing, ...]
-    memory_ramp: tuple[tuple[int, int], ...]
-    compile: str
-    compile_error: str
-    out_of_memory_micro_batch_size: int | None
-    out_of_memory_requested_bytes: int | None
-    out_of_memory_free_bytes: int | None
-    kernels: str
-    model_flops_per_example: int
-    ceiling_flops: float
-    device_name: str
-    device_bytes: int
-    seconds: dict[str, float]
-    sessions: int
-    restart_seconds: float | None = None
-    save_seconds: float | None = None
-    checkpoint_bytes: int | None = None
-    save_peak_bytes: int | None = None
-    save_error: str = ""
-
+from academic_pretraining.numerics import REFERENCE
+from academic_pretraining.records import row_of
 
 SCHEMA = pl.Schema(
     {
@@ -196,127 +88,6 @@ units_per_second = (
 """Tokens or images per second over all GPUs."""
 
 
-def to_record(
-    config: TrainingConfig,
-    measurement: Measurement,
-    *,
-    versions: dict[str, str],
-    measured_at: float,
-) -> dict[str, Any]:
-    """Write a measurement as JSON types.
-
-    Args:
-        config: what was measured.
-        measurement: what came out.
-        versions: of the libraries, by distribution.
-        measured_at: seconds since the epoch.
-    """
-    return {
-        "version": RECORD_VERSION,
-        "config": config_to_dict(config),
-        "measurement": asdict(measurement),
-        "versions": versions,
-        "measured_at": measured_at,
-    }
-
-
-def config_of(record: dict[str, Any]) -> TrainingConfig:
-    """Read the configuration of a record; works on any machine.
-
-    Raises:
-        ValueError: it holds none.
-        AcademicPretrainingError: one that is not valid.
-    """
-    try:
-        return config_from_dict(record["config"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"broken record: {type(error).__name__} {error}") from error
-
-
-def check_record(record: dict[str, Any]) -> None:
-    """Find out whether `frame` can take a record.
-
-    Raises:
-        ValueError: it lacks something, or something is of another type.
-    """
-    try:
-        measured = record["measurement"]
-        _check_kinds(Hardware, record["config"]["hardware"])
-        _check_kinds(Measurement, measured)
-        _check_kinds(Timing, measured["best"] or {})
-        row = _row(record)
-        pl.DataFrame([row], schema=SCHEMA, strict=True)
-        _check_figures(row)
-        _check_timings(measured)
-    except (
-        *(KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError),
-        pl.exceptions.PolarsError,
-    ) as error:
-        raise ValueError(f"broken record: {type(error).__name__} {error}") from error
-
-
-# More of anything is a fault, and sums of it would overflow.
-_MOST = 1e30
-
-
-def _check_figures(row: dict[str, Any]) -> None:
-    for name, value in row.items():
-        if isinstance(value, str) and not value.isprintable():
-            raise TypeError(f"{name} is no plain text")
-        if isinstance(value, int | float) and not 0 <= value < _MOST:
-            raise TypeError(f"{name} is {value}")
-    if row["outcome"] == "measured":
-        if not row["step_seconds"] > 0 < row["micro_step_seconds"]:
-            raise TypeError("a step that takes no time")
-        for name in _NEEDED:
-            if row[name] is None:
-                raise TypeError(f"{name} is missing")
-    elif row["outcome"] != "out of memory" or row["step_seconds"] is not None:
-        raise TypeError(f"no outcome is called {row['outcome']!r}")
-    for name in _COUNTS:
-        if row[name] is not None and row[name] < 1:
-            raise TypeError(f"{name} is {row[name]}")
-
-
-_COUNTS = (
-    "num_nodes",
-    "gpus_per_node",
-    "micro_batch_size",
-    "grad_acc_steps",
-    "global_batch_size",
-    "max_steps",
-    "units_per_example",
-)
-_NEEDED = (*_COUNTS, "step_standard_error", "step_spread", "peak_memory_gib")
-
-
-def _check_kinds(kind: type[Hardware | Measurement | Timing], part: Any) -> None:
-    """Compare the plain fields of a part with a dataclass, before anything is computed of them."""
-    for field in fields(kind):
-        of_union = isinstance(field.type, types.UnionType)
-        kinds: set[Any] = set(get_args(field.type) if of_union else (field.type,))
-        if field.name not in part or not kinds <= {bool, int, float, str, type(None)}:
-            continue
-        value = part[field.name]
-        if type(value) not in kinds | ({int} if float in kinds else set()):
-            raise TypeError(f"{field.name} is {value!r:.80}")
-        if isinstance(value, int | float) and not -_MOST < value < _MOST:
-            raise TypeError(f"{field.name} is out of range")
-
-
-def _check_timings(measured: dict[str, Any]) -> None:
-    """Look at what becomes a prediction."""
-    for timing in measured["timings"]:
-        _check_kinds(Timing, timing)
-        if not timing["step_seconds"] > 0 < timing["peak_bytes"]:
-            raise TypeError("a timing without time or memory")
-        for name in ("step_seconds_standard_error", "mfu", "compiled"):
-            timing[name]
-        for name in ("micro_batch_size", "gradient_accumulation_steps"):
-            if timing[name] < 1:
-                raise TypeError(f"{name} is {timing[name]}")
-
-
 def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
     """Gather records in one frame, the newest of each setting, with training_days.
 
@@ -324,7 +95,7 @@ def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
     older one never stands in for it, nor wins. `current_libraries` says likewise whether the
     versions of `LIBRARIES` are those of the newest result for the same model and hardware.
     """
-    rows = pl.DataFrame([_row(record) for record in records], schema=SCHEMA)
+    rows = pl.DataFrame([row_of(record) for record in records], schema=SCHEMA)
     return (
         rows.sort("measured_at")
         .unique([*_SETTING, "current_recipe"], keep="last", maintain_order=True)
@@ -385,20 +156,6 @@ def fastest(
     return rows.head(1)
 
 
-def is_current(recipe: dict[str, Any]) -> bool:
-    """Whether a record's recipe, prose apart, is the one in `MODELS`."""
-    return recipe["name"] in MODELS and _identity(recipe) == _current(recipe["name"])
-
-
-@functools.cache
-def _current(model: str) -> str:
-    return _identity(recipe_to_dict(MODELS[model]))
-
-
-def _identity(recipe: dict[str, Any]) -> str:
-    return json.dumps(without_prose(recipe), sort_keys=True)
-
-
 def method_of(row: dict[str, Any]) -> Method:
     """Read the method of a row."""
     return Method(
@@ -407,70 +164,3 @@ def method_of(row: dict[str, Any]) -> Method:
         sharding=Sharding(row["sharding"]),
         offloading=row["offloading"],
     )
-
-
-def _row(record: dict[str, Any]) -> dict[str, Any]:
-    hardware, recipe = record["config"]["hardware"], record["config"]["recipe"]
-    measured = record["measurement"]
-    best = measured["best"] or {}
-    requested, free = (
-        measured["out_of_memory_requested_bytes"],
-        measured["out_of_memory_free_bytes"],
-    )
-    missing = max(0, requested - free) if requested is not None and free is not None else None
-    flops = rate = None
-    ceiling = measured.get("ceiling_flops")
-    if best:
-        flops = float(measured["model_flops_per_example"] * best["global_batch_size"])
-        rate = flops / best["step_seconds"] / (hardware["num_nodes"] * hardware["gpus_per_node"])
-    return {
-        **hardware,
-        "model": recipe["name"],
-        **record["config"]["method"],
-        "outcome": measured["outcome"],
-        "micro_batch_size": best.get("micro_batch_size"),
-        "grad_acc_steps": best.get("gradient_accumulation_steps"),
-        "global_batch_size": best.get("global_batch_size"),
-        "max_steps": recipe["max_steps"],
-        "units_per_example": recipe["sequence_length"] or 1,
-        "step_seconds": best.get("step_seconds"),
-        "step_standard_error": best.get("step_seconds_standard_error"),
-        "step_spread": best.get("step_spread"),
-        "micro_step_seconds": best.get("micro_step_seconds"),
-        "mfu": best.get("mfu"),
-        "ceiling_share": rate / ceiling if rate and ceiling else None,
-        "numerics": _numerics(record["config"]),
-        "peak_memory_gib": _gib(best.get("peak_bytes")),
-        "compile": measured["compile"],
-        "kernels": measured["kernels"],
-        "model_flops_per_step": flops,
-        "ceiling_flops": ceiling,
-        "data_share": best.get("data_share"),
-        "optimizer_share": best.get("optimizer_share"),
-        "missing_gib": _gib(missing) if not best else None,
-        "restart_seconds": measured.get("restart_seconds"),
-        "save_seconds": measured.get("save_seconds"),
-        "checkpoint_gib": _gib(measured.get("checkpoint_bytes")),
-        "save_peak_gib": _gib(measured.get("save_peak_bytes")),
-        "device_name": measured["device_name"],
-        "wall_seconds": measured["seconds"]["all"],
-        "torch": record["versions"].get("torch"),
-        "libraries": _libraries(record["versions"]),
-        "measured_at": record["measured_at"],
-        "current_recipe": is_current(recipe),
-    }
-
-
-def _libraries(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {versions[name]}" for name in LIBRARIES if name in versions)
-
-
-def _gib(count: int | None) -> float | None:
-    return count / 2**30 if count is not None else None
-
-
-def _numerics(config: dict[str, Any]) -> str:
-    gpu = GPUS[config["hardware"]["gpu_type"]]
-    precision = Precision.FP32 if gpu.is_cpu else Precision(config["recipe"]["precision"])
-    tf32 = config["method"]["free_lunch"] and gpu.supports_tf32
-    return numerics(Sharding(config["method"]["sharding"]), precision, tf32=tf32)

@@ -12,7 +12,7 @@ from academic_pretraining.errors import InvalidFileError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.models import MODELS
-from academic_pretraining.results import to_record
+from academic_pretraining.records import to_record
 from academic_pretraining.training_arguments import training_arguments_fields
 from experiments.export import (
     compilation_failed,

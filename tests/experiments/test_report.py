@@ -12,7 +12,8 @@ from academic_pretraining.config import TrainingConfig, grid
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, MethodSpace, Sharding
 from academic_pretraining.models import MODELS
-from academic_pretraining.results import Measurement, frame, to_record
+from academic_pretraining.records import Measurement, to_record
+from academic_pretraining.results import frame
 from experiments.report import Progress, days, detail_table, grid_lines, results_table, seconds
 
 COLUMNS = [

@@ -10,7 +10,7 @@ from tango.common.exceptions import StepStateError
 from academic_pretraining.benchmarking.effort import QUICK, Effort
 from academic_pretraining.config import config_to_dict
 from academic_pretraining.errors import MeasurementError
-from academic_pretraining.results import config_of
+from academic_pretraining.records import config_of
 from experiments.identity import cache_key, library_versions
 from experiments.steps import MeasureContext, is_cached, measure_step, run_step
 from experiments.store import RecordWorkspace

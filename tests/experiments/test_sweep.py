@@ -14,7 +14,7 @@ from academic_pretraining.errors import (
     HardwareMismatchError,
     MeasurementError,
 )
-from academic_pretraining.results import config_of
+from academic_pretraining.records import config_of
 from experiments.sweep import SweepEnd, sweep
 from experiments.workspace import incomplete, read_records
 

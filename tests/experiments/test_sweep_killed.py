@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from academic_pretraining.benchmarking.effort import QUICK
-from academic_pretraining.results import config_of
+from academic_pretraining.records import config_of
 from experiments.steps import MeasureContext, measure_step
 from experiments.sweep import sweep
 from experiments.workspace import incomplete, read_records

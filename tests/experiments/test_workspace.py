@@ -10,7 +10,8 @@ import pytest
 from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.config import config_to_dict
 from academic_pretraining.errors import InvalidFileError
-from academic_pretraining.results import config_of, frame
+from academic_pretraining.records import config_of
+from academic_pretraining.results import frame
 from experiments.steps import MeasureContext, measure_step
 from experiments.sweep import sweep
 from experiments.workspace import Unreadable, incomplete, read_records

@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from in_process import BATCH, MODEL, TARGET, InProcess, in_process, made_up_record
 
+from academic_pretraining.checks import check_record
 from academic_pretraining.config import config_from_dict
 from academic_pretraining.errors import AcademicPretrainingError
-from academic_pretraining.results import check_record, config_of, frame
+from academic_pretraining.records import config_of
+from academic_pretraining.results import frame
 
 many = settings(
     max_examples=100,

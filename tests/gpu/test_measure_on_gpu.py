@@ -10,7 +10,7 @@ from academic_pretraining.config import TrainingConfig
 from academic_pretraining.gpus import detect_hardware
 from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.models import get_model
-from academic_pretraining.results import Measurement
+from academic_pretraining.records import Measurement
 
 pytestmark = pytest.mark.gpu
 

@@ -20,7 +20,7 @@ from academic_pretraining.benchmarking.search import next_probe
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import MeasurementError
 from academic_pretraining.methods import Backend
-from academic_pretraining.results import Measurement, Timing
+from academic_pretraining.records import Measurement, Timing
 
 _NO_RESULT = (Outcome.CRASHED, Outcome.HUNG, Outcome.HOST_OUT_OF_MEMORY)
 

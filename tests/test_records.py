@@ -7,17 +7,13 @@ from typing import Any
 import pytest
 from samples import MEASURED, OUT_OF_MEMORY
 
+from academic_pretraining.checks import check_record
 from academic_pretraining.config import TrainingConfig, grid
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, MethodSpace
 from academic_pretraining.models import MODELS
-from academic_pretraining.results import (
-    Measurement,
-    check_record,
-    frame,
-    method_of,
-    to_record,
-)
+from academic_pretraining.records import Measurement, to_record
+from academic_pretraining.results import frame, method_of
 
 TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
 METHODS = [m for m, why in grid(TWO, MODELS["pythia-160m"], MethodSpace.ALL) if not why]

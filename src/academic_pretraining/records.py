@@ -1,0 +1,237 @@
+"""One measurement as a record of JSON types, and as a flat row."""
+
+import functools
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from academic_pretraining.config import (
+    TrainingConfig,
+    config_from_dict,
+    config_to_dict,
+    recipe_to_dict,
+)
+from academic_pretraining.gpus import GPUS
+from academic_pretraining.methods import Sharding
+from academic_pretraining.models import MODELS
+from academic_pretraining.models.recipe import Precision, without_prose
+from academic_pretraining.numerics import numerics
+
+RECORD_VERSION = 1
+
+LIBRARIES = ("torch", "transformers", "accelerate", "deepspeed")
+"""Distributions whose versions decide every measurement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One timed micro-batch size.
+
+    Attributes:
+        micro_batch_size, gradient_accumulation_steps, global_batch_size: the plan it stands for.
+        step_seconds: predicted optimizer step of that plan, at the slowest rank.
+        step_seconds_standard_error: of that prediction.
+        step_spread: standard deviation of repeated steps over their mean.
+        micro_step_seconds, overhead_seconds: a and b of step = a x accumulation + b.
+        samples: (accumulation, seconds) of each timed step.
+        skipped_steps: of them, with an fp16 overflow.
+        peak_bytes: predicted peak of allocated device memory at that plan.
+        reserved_bytes: likewise, of what the allocator holds.
+        compiled: whether `torch.compile` was asked for.
+        compiled_graphs: graphs that it made.
+        mfu: model FLOPs utilisation; `None` without a datasheet.
+        data_share: of the step's time, fetching data before the first micro-batch runs.
+        optimizer_share: of the step's time, the optimizer; `None` under DeepSpeed, which steps
+            inside the backward pass.
+    """
+
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    global_batch_size: int
+    step_seconds: float
+    step_seconds_standard_error: float
+    step_spread: float
+    micro_step_seconds: float
+    overhead_seconds: float
+    samples: tuple[tuple[int, float], ...]
+    skipped_steps: int
+    peak_bytes: int
+    reserved_bytes: int
+    compiled: bool
+    compiled_graphs: int
+    mfu: float | None
+    data_share: float
+    optimizer_share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """All that was learnt about one configuration.
+
+    Attributes:
+        outcome: `measured` or `out of memory`.
+        best: the fastest timing.
+        timings: all of them.
+        memory_ramp: (micro-batch size, peak bytes), without compilation.
+        compile: `on`, `off`, `failed` or `no graph`.
+        compile_error: why it failed.
+        out_of_memory_micro_batch_size: the last one that did not fit.
+        out_of_memory_requested_bytes, out_of_memory_free_bytes: of the allocation that failed.
+        kernels: the model's own kernels in force.
+        model_flops_per_example: one forward and backward pass.
+        ceiling_flops: what matrix products alone reached on the slowest device, FLOP/s.
+        device_name: the driver's.
+        device_bytes: memory of the device.
+        seconds: wall time by phase, and `all`.
+        sessions: launches that it took.
+        restart_seconds: launch, building and first step, compilation included; `None` if nothing
+            fitted.
+        save_seconds: writing a checkpoint; `None` where that was not measured.
+        checkpoint_bytes, save_peak_bytes: its size, and the largest device memory meanwhile.
+        save_error: why it could not be written.
+    """
+
+    outcome: str
+    best: Timing | None
+    timings: tuple[Timing, ...]
+    memory_ramp: tuple[tuple[int, int], ...]
+    compile: str
+    compile_error: str
+    out_of_memory_micro_batch_size: int | None
+    out_of_memory_requested_bytes: int | None
+    out_of_memory_free_bytes: int | None
+    kernels: str
+    model_flops_per_example: int
+    ceiling_flops: float
+    device_name: str
+    device_bytes: int
+    seconds: dict[str, float]
+    sessions: int
+    restart_seconds: float | None = None
+    save_seconds: float | None = None
+    checkpoint_bytes: int | None = None
+    save_peak_bytes: int | None = None
+    save_error: str = ""
+
+
+def to_record(
+    config: TrainingConfig,
+    measurement: Measurement,
+    *,
+    versions: dict[str, str],
+    measured_at: float,
+) -> dict[str, Any]:
+    """Write a measurement as JSON types.
+
+    Args:
+        config: what was measured.
+        measurement: what came out.
+        versions: of the libraries, by distribution.
+        measured_at: seconds since the epoch.
+    """
+    return {
+        "version": RECORD_VERSION,
+        "config": config_to_dict(config),
+        "measurement": asdict(measurement),
+        "versions": versions,
+        "measured_at": measured_at,
+    }
+
+
+def config_of(record: dict[str, Any]) -> TrainingConfig:
+    """Read the configuration of a record; works on any machine.
+
+    Raises:
+        ValueError: it holds none.
+        AcademicPretrainingError: one that is not valid.
+    """
+    try:
+        return config_from_dict(record["config"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"broken record: {type(error).__name__} {error}") from error
+
+
+def row_of(record: dict[str, Any]) -> dict[str, Any]:
+    """Lay a record out flat, as `results.SCHEMA` names it.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ArithmeticError: something is missing or of no use.
+    """
+    hardware, recipe = record["config"]["hardware"], record["config"]["recipe"]
+    measured = record["measurement"]
+    best = measured["best"] or {}
+    requested, free = (
+        measured["out_of_memory_requested_bytes"],
+        measured["out_of_memory_free_bytes"],
+    )
+    missing = max(0, requested - free) if requested is not None and free is not None else None
+    flops = rate = None
+    ceiling = measured.get("ceiling_flops")
+    if best:
+        flops = float(measured["model_flops_per_example"] * best["global_batch_size"])
+        rate = flops / best["step_seconds"] / (hardware["num_nodes"] * hardware["gpus_per_node"])
+    return {
+        **hardware,
+        "model": recipe["name"],
+        **record["config"]["method"],
+        "outcome": measured["outcome"],
+        "micro_batch_size": best.get("micro_batch_size"),
+        "grad_acc_steps": best.get("gradient_accumulation_steps"),
+        "global_batch_size": best.get("global_batch_size"),
+        "max_steps": recipe["max_steps"],
+        "units_per_example": recipe["sequence_length"] or 1,
+        "step_seconds": best.get("step_seconds"),
+        "step_standard_error": best.get("step_seconds_standard_error"),
+        "step_spread": best.get("step_spread"),
+        "micro_step_seconds": best.get("micro_step_seconds"),
+        "mfu": best.get("mfu"),
+        "ceiling_share": rate / ceiling if rate and ceiling else None,
+        "numerics": _numerics(record["config"]),
+        "peak_memory_gib": _gib(best.get("peak_bytes")),
+        "compile": measured["compile"],
+        "kernels": measured["kernels"],
+        "model_flops_per_step": flops,
+        "ceiling_flops": ceiling,
+        "data_share": best.get("data_share"),
+        "optimizer_share": best.get("optimizer_share"),
+        "missing_gib": _gib(missing) if not best else None,
+        "restart_seconds": measured.get("restart_seconds"),
+        "save_seconds": measured.get("save_seconds"),
+        "checkpoint_gib": _gib(measured.get("checkpoint_bytes")),
+        "save_peak_gib": _gib(measured.get("save_peak_bytes")),
+        "device_name": measured["device_name"],
+        "wall_seconds": measured["seconds"]["all"],
+        "torch": record["versions"].get("torch"),
+        "libraries": _libraries(record["versions"]),
+        "measured_at": record["measured_at"],
+        "current_recipe": is_current(recipe),
+    }
+
+
+def _libraries(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {versions[name]}" for name in LIBRARIES if name in versions)
+
+
+def _gib(count: int | None) -> float | None:
+    return count / 2**30 if count is not None else None
+
+
+def _numerics(config: dict[str, Any]) -> str:
+    gpu = GPUS[config["hardware"]["gpu_type"]]
+    precision = Precision.FP32 if gpu.is_cpu else Precision(config["recipe"]["precision"])
+    tf32 = config["method"]["free_lunch"] and gpu.supports_tf32
+    return numerics(Sharding(config["method"]["sharding"]), precision, tf32=tf32)
+
+
+def is_current(recipe: dict[str, Any]) -> bool:
+    """Whether a record's recipe, prose apart, is the one in `MODELS`."""
+    return recipe["name"] in MODELS and _identity(recipe) == _current(recipe["name"])
+
+
+@functools.cache
+def _current(model: str) -> str:
+    return _identity(recipe_to_dict(MODELS[model]))
+
+
+def _identity(recipe: dict[str, Any]) -> str:
+    return json.dumps(without_prose(recipe), sort_keys=True)
