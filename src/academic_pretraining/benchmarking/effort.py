@@ -44,7 +44,7 @@ QUICK = Effort(
     saves=False,
     most_refinements=0,
     high_steps=2,
-    epochs=2,
+    epochs=3,
     warm_up_steps=1,
 )
 """For a CPU: enough to see a table."""
