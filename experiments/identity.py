@@ -1,7 +1,9 @@
 """What identifies a measurement, so that it is recalled when and only when it still holds."""
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from academic_pretraining.config import TrainingConfig, config_to_dict
 from academic_pretraining.models.recipe import without_prose
@@ -20,11 +22,16 @@ def library_versions(config: TrainingConfig) -> dict[str, str]:
     return versions
 
 
-def cache_key(config: TrainingConfig) -> str:
+def cache_key(config: TrainingConfig, limits: Mapping[str, Any] | None = None) -> str:
     """Write what identifies a measurement as one canonical JSON string.
 
     Recipe, method, hardware, resolved arguments and library versions count; prose does not, nor
     does a tolerance beside the global batch that it led to.
+
+    Args:
+        config: what is measured.
+        limits: what the user asked the search to keep to, by the field of `Effort`; a search
+            without limits is another measurement than one with them.
     """
     identity = config_to_dict(config)
     del identity["batch_tolerance"]
@@ -32,4 +39,6 @@ def cache_key(config: TrainingConfig) -> str:
     identity["recipe"] = without_prose(identity["recipe"])
     identity["arguments"] = training_arguments_fields(config, config.plan_at(1))
     identity["versions"] = library_versions(config)
+    if limits:
+        identity["limits"] = dict(limits)
     return json.dumps(identity, sort_keys=True, separators=(",", ":"))

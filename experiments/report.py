@@ -41,6 +41,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
         model += " (an older recipe)"
     if not row["current_libraries"]:
         model += f" ({row['libraries'] or 'other libraries'})"
+    if not row["unlimited"]:
+        model += " (a limited search)"
     head = [model, f"{nodes}{row['gpus_per_node']} x {row['gpu_type']}", method.label]
     if row["outcome"] != "measured":
         missing = row["missing_gib"]

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,11 @@ class MeasureStep(Step[dict[str, Any]]):
             measured_at=time.time(),
         )
         # As it will be recalled: lists for tuples.
-        return json.loads(json.dumps(record | {"key": key}))
+        return json.loads(json.dumps(record | {"key": key, "limits": context.limits}))
 
 
 class MeasureContext:
-    """What a step needs to run and what must not change its identity."""
+    """What a step needs to run; of it only the configuration and `limits` are its identity."""
 
     def __init__(
         self,
@@ -55,18 +55,20 @@ class MeasureContext:
         effort: Effort,
         scratch: Path,
         on_probe: Callable[[Probe], None] = lambda probe: None,
+        limits: Mapping[str, Any] | None = None,
     ) -> None:
         self.config = config
         self.effort = effort
         self.scratch = scratch
         self.on_probe = on_probe
+        self.limits = dict(limits or {})
         # Whether this process measured it; another one may have been quicker.
         self.measured = False
 
 
 def measure_step(context: MeasureContext) -> MeasureStep:
     """Make the step of a configuration."""
-    step = MeasureStep(key=cache_key(context.config))
+    step = MeasureStep(key=cache_key(context.config, context.limits))
     # Tango would print a failure's traceback; the caller explains it in a line.
     step.logger.setLevel(logging.CRITICAL)
     step.context = context

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,6 +61,7 @@ def sweep(
     effort: Effort,
     reporter: Reporter,
     check: Callable[[], None] = lambda: None,
+    limits: Mapping[str, Any] | None = None,
 ) -> SweepEnd:
     """Measure every configuration that has no result yet.
 
@@ -71,6 +72,7 @@ def sweep(
         reporter: told about each setting.
         check: called before each setting that is measured; raises where the machine will not do.
             A GPU that is busy costs the setting its result, and the next one is tried.
+        limits: what of the effort the user asked for, as in `cache_key`.
 
     Raises:
         AcademicPretrainingError: the workspace cannot be used; what it holds is kept.
@@ -80,7 +82,11 @@ def sweep(
     logging.getLogger("tango").setLevel(logging.CRITICAL)
     workspace = workspace.resolve()
     try:
-        return _walk(configs, workspace, effort, reporter, check)
+        contexts = [
+            MeasureContext(config, effort, workspace / "sessions", reporter.probes, limits)
+            for config in configs
+        ]
+        return _walk(contexts, RecordWorkspace(workspace), reporter, check)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -91,29 +97,25 @@ def sweep(
 
 
 def _walk(
-    configs: list[TrainingConfig],
-    workspace: Path,
-    effort: Effort,
+    contexts: list[MeasureContext],
+    workspace: RecordWorkspace,
     reporter: Reporter,
     check: Callable[[], None],
 ) -> SweepEnd:
-    local = RecordWorkspace(workspace)
     end = SweepEnd()
-    steps = [
-        measure_step(MeasureContext(config, effort, workspace / "sessions", reporter.probes))
-        for config in configs
-    ]
-    left = sum(not is_cached(step, local) for step in steps)
-    for index, (config, step) in enumerate(zip(configs, steps, strict=True), start=1):
-        cached = is_cached(step, local)
+    steps = [measure_step(context) for context in contexts]
+    left = sum(not is_cached(step, workspace) for step in steps)
+    for index, step in enumerate(steps, start=1):
+        config = step.context.config
+        cached = is_cached(step, workspace)
         if not cached:
-            reporter.starts(index, len(configs), left, config)
+            reporter.starts(index, len(steps), left, config)
             left -= 1
         try:
             if not cached:
-                _check_room(workspace)
+                _check_room(workspace.dir)
                 check()
-            record = run_step(step, local)
+            record = run_step(step, workspace)
         except (MeasurementError, DeviceBusyError) as error:
             end.failures[config.method.label] = str(error)
             reporter.ends(config, None, str(error))

@@ -5,7 +5,7 @@ Tango keeps each result in `cache/<step id>/`: `data.json`, written first, and
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,12 @@ def read_records(workspace: Path) -> tuple[list[dict[str, Any]], list[Unreadable
     return records, unreadable
 
 
-def incomplete(configs: list[TrainingConfig], workspace: Path) -> list[TrainingConfig]:
-    """List the configurations without a result."""
+def incomplete(
+    configs: list[TrainingConfig], workspace: Path, limits: Mapping[str, Any] | None = None
+) -> list[TrainingConfig]:
+    """List the configurations without a result; `limits` as in `cache_key`."""
     known = {record.get("key") for record in read_records(workspace)[0]}
-    return [config for config in configs if cache_key(config) not in known]
+    return [config for config in configs if cache_key(config, limits) not in known]
 
 
 def _step_folders(workspace: Path) -> Iterator[Path]:

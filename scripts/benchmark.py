@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 from _cli import GpuName, ModelName, hardware_from, results, run, workspace_dir
 
@@ -34,8 +34,8 @@ def main(
 
     Without hardware flags, this machine is detected, and of a GPU's grid only naive and free-lunch
     are measured. Results are kept in TANGO_WORKSPACE_DIR (tango_workspace/): the same command goes
-    on where it was stopped, and a setting that has a result is not measured again, whatever
-    --micro-batch-sizes and --timing-seconds say.
+    on where it was stopped, and a setting that has a result is not measured again. One measured
+    with --micro-batch-sizes or --timing-seconds stands in for it only until it has one without.
 
     Args:
         num_nodes: machines.
@@ -80,6 +80,9 @@ def main(
         if not reasons
     }
     _check_micro_batches(micro_batch_sizes, list(configs.values()))
+    limits: dict[str, Any] = {"micro_batch_sizes": micro_batch_sizes} if micro_batch_sizes else {}
+    if timing_seconds is not None:
+        limits["timing_seconds"] = timing_seconds
     summary = f"{len(configs)} settings to measure, {len(points) - len(configs)} skipped"
     match cmd:
         case "count":
@@ -96,21 +99,11 @@ def main(
         case "print-incomplete":
             from experiments.workspace import incomplete
 
-            missing = incomplete(list(configs.values()), workspace_dir())
+            missing = incomplete(list(configs.values()), workspace_dir(), limits)
             print(f"{len(missing)} of {len(configs)} settings have no result")
             print(*(f"  {config.label}\n" for config in missing), sep="", end="")
         case "run":
-            effort = QUICK if hardware.gpu.is_cpu else Effort()
-            return _run(
-                list(configs.values()),
-                dataclasses.replace(
-                    effort,
-                    micro_batch_sizes=micro_batch_sizes or effort.micro_batch_sizes,
-                    timing_seconds=timing_seconds or effort.timing_seconds,
-                ),
-                detail,
-                allow_busy_gpus,
-            )
+            return _run(list(configs.values()), limits, detail, allow_busy_gpus)
     return 0
 
 
@@ -128,7 +121,7 @@ def _check_micro_batches(sizes: tuple[int, ...], configs: list[TrainingConfig]) 
 
 def _run(
     configs: list[TrainingConfig],
-    effort: Effort,
+    limits: dict[str, Any],
     detail: bool,
     allow_busy_gpus: bool,
 ) -> int:
@@ -136,7 +129,7 @@ def _run(
 
     from experiments.workspace import incomplete
 
-    if incomplete(configs, workspace_dir()):
+    if incomplete(configs, workspace_dir(), limits):
         check_hardware(hardware, os.environ)
         if not allow_busy_gpus:
             check_idle(hardware, os.environ)
@@ -149,7 +142,8 @@ def _run(
         if not allow_busy_gpus:
             check_idle(hardware, os.environ, patience_seconds=20.0)
 
-    end = sweep(configs, workspace_dir(), effort, Progress(), check)
+    effort = dataclasses.replace(QUICK if hardware.gpu.is_cpu else Effort(), **limits)
+    end = sweep(configs, workspace_dir(), effort, Progress(), check, limits)
     recalled = len(end.records) - end.measured
     print(f"{end.measured} settings measured, {recalled} recalled", file=sys.stderr)
     _print_results(hardware, recipe.name, detail)

@@ -99,6 +99,7 @@ def test_a_row_in_full():
         "libraries": "torch 2.13.0",
         "measured_at": 1.5e9,
         "current_recipe": True,
+        "unlimited": True,
         "current_libraries": True,
         "training_days": pytest.approx(2.5 * 143_000 / 86_400),
         "training_days_low": pytest.approx(4.13773 * (1 - math.hypot(0.02, 1.96 * 0.01 / 2.5))),
@@ -307,6 +308,23 @@ def test_results_of_other_libraries_are_marked_and_never_win():
     assert marked == {"torch 2.11.0": False, "torch 2.13.0": True}
     assert fastest(results, TWO, "pythia-160m")["step_seconds"].item() == 2.0
     assert fastest(results, TWO, "vit")["libraries"].item() == "torch 2.11.0"
+
+
+def test_a_limited_search_stands_in_for_a_whole_one_and_never_before_it():
+    limited = record_of(seconds=1.0, at=2.0) | {"limits": {"micro_batch_sizes": [4]}}
+    only = fastest(frame([limited]), TWO, "pythia-160m")
+    assert (only["step_seconds"].item(), only["unlimited"].item()) == (1.0, False)
+    whole = record_of(seconds=2.0, at=1.0)
+    for records in ([limited, whole], [whole, limited]):
+        [row] = frame(records).to_dicts()
+        assert (row["step_seconds"], row["unlimited"]) == (2.0, True)
+
+
+def test_a_limited_search_with_current_libraries_stands_before_a_whole_one_with_others():
+    whole = record_of(seconds=2.0, at=1.0, versions={"torch": "2.11.0"})
+    limited = record_of(seconds=3.0, at=2.0, versions={"torch": "2.13.0"})
+    [row] = frame([whole, limited | {"limits": {"timing_seconds": 1.0}}]).to_dicts()
+    assert (row["step_seconds"], row["current_libraries"]) == (3.0, True)
 
 
 def test_results_of_older_libraries_are_named_where_nothing_else_is_left():

@@ -205,6 +205,7 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "libraries": _libraries(record["versions"]),
         "measured_at": record["measured_at"],
         "current_recipe": is_current(recipe),
+        "unlimited": not record.get("limits"),
     }
 
 

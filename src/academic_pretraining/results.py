@@ -53,6 +53,7 @@ SCHEMA = pl.Schema(
         "libraries": pl.String,
         "measured_at": pl.Float64,
         "current_recipe": pl.Boolean,
+        "unlimited": pl.Boolean,
     }
 )
 
@@ -89,8 +90,10 @@ units_per_second = (
 
 
 def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
-    """Gather records in one frame, the newest of each setting, with training_days.
+    """Gather records in one frame, the best of each setting, with training_days.
 
+    That is the newest, but one of a search that the user did not limit stands before those of
+    limited ones (`unlimited`), and current versions before others.
     `current_recipe` says whether the recipe is that of this version of the toolkit; a result of an
     older one never stands in for it, nor wins. `current_libraries` says likewise whether the
     versions of `LIBRARIES` are those of the newest result for the same model and hardware.
@@ -98,12 +101,14 @@ def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
     rows = pl.DataFrame([row_of(record) for record in records], schema=SCHEMA)
     return (
         rows.sort("measured_at")
-        .unique([*_SETTING, "current_recipe"], keep="last", maintain_order=True)
         .with_columns(
             (pl.col("libraries") == pl.col("libraries").last().over(_WHERE)).alias(
                 "current_libraries"
             )
         )
+        .sort("current_libraries", "unlimited", "measured_at", maintain_order=True)
+        .unique([*_SETTING, "current_recipe"], keep="last", maintain_order=True)
+        .sort("measured_at", maintain_order=True)
         .with_columns(training_days, training_days_low, training_days_high, units_per_second)
     )
 

@@ -20,8 +20,8 @@ EVERY = (NAIVE, COMPILED, ZERO_1, ZERO_2, FSDP_GRAD, FSDP_FULL, ZERO_3, FSDP_COM
 
 every_method = pytest.mark.parametrize("method", EVERY, ids=lambda method: method.label)
 
-# An epoch of 3 steps with 4 micro-batches each and one with 2, three times.
-MICRO_BATCHES, STEPS = 14, 6
+# An epoch of 2 steps with 3 micro-batches each and one with 1, three times.
+MICRO_BATCHES, STEPS = 21, 9
 
 
 @every_method

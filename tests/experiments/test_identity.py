@@ -187,3 +187,12 @@ def test_a_key_needs_no_torch():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == cache_key(within(0.0, 2))
+
+
+def test_a_limited_search_is_another_measurement(configs):
+    whole = cache_key(configs[0])
+    assert cache_key(configs[0], {}) == whole
+    limited = cache_key(configs[0], {"micro_batch_sizes": (4,)})
+    assert limited != whole
+    assert limited == cache_key(configs[0], {"micro_batch_sizes": [4]})
+    assert limited != cache_key(configs[0], {"micro_batch_sizes": (8,)})

@@ -251,3 +251,15 @@ def test_a_busy_gpu_costs_a_setting_its_result_and_no_more(walk, configs, measur
     assert end.measured == 2
     assert end.failures == {configs[1].method.label: "GPU 0 has 9.0 GiB in use"}
     assert walk(configs[:3]).measured == 1
+
+
+def test_a_limited_search_does_not_do_for_a_whole_one(walk, configs, measurer, tmp_path):
+    limits = {"timing_seconds": 1.0}
+    assert walk(configs, limits=limits).measured == 4
+    assert walk(configs, limits=limits).measured == 0
+    workspace = tmp_path / "workspace"
+    assert incomplete(configs, workspace, limits) == []
+    assert incomplete(configs, workspace) == configs
+    assert {str(record["limits"]) for record in read_records(workspace)[0]} == {str(limits)}
+    assert walk(configs[:1]).measured == 1
+    assert walk(configs, limits=limits).measured == 0
