@@ -6,6 +6,8 @@ process that was killed in it. Here a step is complete where its record can be r
 its lock is held, and nothing else is remembered.
 """
 
+import itertools
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,10 +48,11 @@ class RecordCache(LocalStepCache):
     def __setitem__(self, step: Step, value: Any) -> None:
         """Store a record; what stood there and could not be read is put aside, not lost."""
         folder = self.step_dir(step)
+        # The data first: metadata without data is no result, but data without them is overwritten.
         if (folder / METADATA).exists():
+            if os.path.lexists(folder / DATA):
+                (folder / DATA).rename(_free_name(folder))
             (folder / METADATA).unlink()
-            if (folder / DATA).exists():
-                (folder / DATA).replace(folder / "unreadable.json")
         super().__setitem__(step, value)
         # Tango would answer from memory, whatever becomes of the file.
         self._remove_from_cache(step.unique_id)
@@ -64,6 +67,11 @@ class RecordCache(LocalStepCache):
             return None
         of_another = isinstance(step, Step) and record.get("key") != step.kwargs["key"]
         return None if of_another else record
+
+
+def _free_name(folder: Path) -> Path:
+    names = (f"unreadable{f'-{n}' * (n > 1)}.json" for n in itertools.count(1))
+    return next(folder / name for name in names if not os.path.lexists(folder / name))
 
 
 class RecordWorkspace(Workspace):
@@ -96,6 +104,10 @@ class RecordWorkspace(Workspace):
     def step_cache(self) -> StepCache:
         """The records."""
         return self._cache
+
+    def work_dir(self, step: Step) -> Path:
+        """Name a folder and make none: a measurement has its own, and this one would stay."""
+        return self.dir / "work" / step.unique_id
 
     def lock_path(self, step: Step) -> Path:
         """File whose lock is held by whoever runs the step."""

@@ -13,7 +13,7 @@ from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.probes import Probe
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import AcademicPretrainingError, DeviceBusyError, MeasurementError
-from experiments.steps import MeasureContext, is_cached, measure_step, run_step
+from experiments.steps import MeasureContext, MeasureStep, is_cached, measure_step, run_step
 from experiments.store import RecordWorkspace
 
 # Logs and a record; a session that lacks room for them would be measured for nothing.
@@ -103,6 +103,7 @@ def _walk(
     check: Callable[[], None],
 ) -> SweepEnd:
     end = SweepEnd()
+    elsewhere: list[MeasureStep] = []
     steps = [measure_step(context) for context in contexts]
     left = sum(not is_cached(step, workspace) for step in steps)
     for index, step in enumerate(steps, start=1):
@@ -124,6 +125,7 @@ def _walk(
             note = "being measured by another process: left to it"
             end.failures[config.method.label] = note
             reporter.ends(config, None, note)
+            elsewhere.append(step)
             continue
         end.records.append(record)
         end.measured += step.context.measured
@@ -131,6 +133,11 @@ def _walk(
             reporter.recalls(config, record)
         else:
             reporter.ends(config, record, "")
+    for step in elsewhere:
+        # By now the other process may have finished it.
+        if is_cached(step, workspace):
+            end.records.append(run_step(step, workspace))
+            del end.failures[step.context.config.method.label]
     return end
 
 

@@ -76,7 +76,7 @@ class LauncherOptions:
         for flag, name in (("ssh-config-file", self.ssh_config_file), ("env-file", self.env_file)):
             if name is not None and not os.path.isfile(name):  # noqa: PTH113, any name will do
                 raise InvalidFileError(f"--launcher.{flag} {name} is no file: name one, or none")
-        backends = (part.rpartition(":")[2] for part in (self.backend or "gloo").split(","))
+        backends = (part.rpartition(":")[2] for part in (self.backend or "gloo").lower().split(","))
         if unknown := [name for name in backends if name not in ("nccl", "gloo", "mpi", "ucc")]:
             raise InvalidConfigError(
                 f"--launcher.backend has {unknown[0]!r}, which torch.distributed lacks: give nccl, "

@@ -1,8 +1,10 @@
+import json
 import os
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
+from transformers import TrainingArguments
 
 from academic_pretraining.benchmarking.arguments import build, check_fields
 from academic_pretraining.config import TrainingConfig, grid
@@ -38,7 +40,7 @@ def test_whatever_is_exported_is_accepted_on_any_machine(hardware, model):
         ({"seed": "1"}, "a.json says seed is '1', but it must be a number: "),
         ({"seed": 1.5}, "a.json says seed is 1.5, but it must be a whole number: "),
         ({"seed": -1}, "a.json says seed is -1, but it must be at least 0: "),
-        ({"seed": 2**31}, "a.json says seed is 2147483648, but it must be at most 2,147,483,647: "),
+        ({"seed": 2**32}, "a.json says seed is 4294967296, but it must be at most 4,294,967,295: "),
         ({"max_steps": -2}, "a.json says max_steps is -2, but it must be at least -1: "),
         ({"adam_beta1": 1}, "a.json says adam_beta1 is 1, but it must be below 1: "),
         ({"bf16": "no"}, "a.json says bf16 is 'no', but it must be true or false: "),
@@ -71,3 +73,17 @@ def test_what_only_the_worker_can_say_is_said_by_it(tmp_path, own_trainer_state)
     check_fields(fields, Path("a.json"))
     with pytest.raises(InvalidFileError, match=r"^TrainingArguments refuse a\.json \("):
         build(fields, Path("a.json"))
+
+
+def test_defaults_as_transformers_writes_them_pass(own_trainer_state):
+    written = json.loads(TrainingArguments(output_dir="x", use_cpu=True).to_json_string())
+    check_fields(written, Path("a.json"))
+    check_fields({"include_for_metrics": ["loss"], "seed": 3_000_000_000}, Path("a.json"))
+    check_fields({"ddp_backend": "nccl"}, Path("a.json"))
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "PMI_SIZE", "RANK"])
+def test_a_launchers_variables_are_not_waited_for(monkeypatch, name):
+    monkeypatch.setenv(name, "8")
+    check_fields({"seed": 1}, Path("a.json"))
+    assert os.environ[name] == "8"

@@ -165,7 +165,7 @@ def test_a_compilation_that_fails_is_left_out_and_said(play, given):
     (_, _), (history, _) = given
     assert [r.outcome for r in history] == [Outcome.COMPILE_FAILED]
     assert (found.compile, found.best.compiled) == ("failed", False)
-    assert found.compile_error == "no end within 60 s"
+    assert found.compile_error == "no end within 60 s (log: )"
 
 
 def test_a_smaller_size_that_does_not_compile_leaves_the_larger_one_compiled(play):
@@ -247,6 +247,13 @@ def test_memory_that_really_runs_out_is_a_result(tiny_config, tmp_path, monkeypa
     assert found.out_of_memory_micro_batch_size == 1
     assert found.out_of_memory_requested_bytes == 2 * 2**30
     assert dataclasses.asdict(found)["best"] is None
+
+
+def test_steps_that_vary_beyond_sense_are_no_result(play):
+    wild = a_result(high=4, step=1.0)
+    short = dataclasses.replace(wild.samples[0], accumulation=1, seconds=5.0)
+    with pytest.raises(MeasurementError, match="the steps vary too much to tell what a micro-bat"):
+        play([dataclasses.replace(wild, samples=(*wild.samples, short))])
 
 
 def test_what_outruns_bare_matrix_products_is_refused(play):

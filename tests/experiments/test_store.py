@@ -61,6 +61,18 @@ def test_what_could_not_be_read_is_put_aside(configs, data, tmp_path, step_of):
     aside = data.with_name("unreadable.json")
     assert aside.read_text() == '{"version": 99, "of": "a later version"}'
     assert json.loads(data.read_text())["version"] == 1
+    data.write_text("{")
+    run_step(step_of(configs[0]), RecordWorkspace(tmp_path))
+    assert data.with_name("unreadable-2.json").read_text() == "{"
+    assert aside.exists()
+
+
+def test_no_folder_is_made_elsewhere(configs, measurer, tmp_path, step_of, monkeypatch):
+    elsewhere = tmp_path / "tmp"
+    elsewhere.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
+    run_step(step_of(configs[0]), RecordWorkspace(tmp_path))
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_result_under_another_settings_name_is_not_taken_for_it(configs, data, tmp_path, step_of):

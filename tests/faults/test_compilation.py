@@ -1,5 +1,7 @@
 """A compilation that fails or does not end costs the compilation, not the setting."""
 
+from pathlib import Path
+
 import pytest
 
 from academic_pretraining.benchmarking.effort import Effort
@@ -36,5 +38,9 @@ def test_the_setting_is_measured_without_compilation_and_says_so(
     found = measure(tiny_config(Method(free_lunch=True)), EFFORT, scratch=tmp_path)
     assert (found.outcome, found.compile) == ("measured", "failed")
     assert cause in found.compile_error
+    log = Path(found.compile_error.partition("(log: ")[2].removesuffix(")"))
+    assert ("_sleep_for_ever" if "for_ever" in fault else "Traceback") in log.with_name(
+        "rank1.log"
+    ).read_text()
     assert found.best is not None
     assert not found.best.compiled

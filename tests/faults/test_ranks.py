@@ -119,6 +119,7 @@ FAULTS = [
             ("forward", "0", SHARDED),
             ("forward", "0,1", PLAIN),
             ("backward", "1", PLAIN),
+            ("backward", "0,1", PLAIN),
             ("the_optimizer", "1", PLAIN),
             ("the_optimizer", "0,1", SHARDED),
         )
@@ -178,8 +179,9 @@ def test_the_log_says_what_happened(fault, session):
 
 
 def test_a_hang_leaves_the_stacks_of_those_that_wait(fault, session):
-    if fault.name == "hangs":
-        assert "barrier" in (session.directory / "rank0.log").read_text()
+    if fault.name != "hangs":
+        pytest.skip("nobody waits, or nobody was asked for his stack")
+    assert "barrier" in (session.directory / "rank0.log").read_text()
 
 
 def test_bytes_that_were_missing_are_kept(fault, session):

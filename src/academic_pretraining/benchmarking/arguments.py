@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
+import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +27,14 @@ _AT_LEAST_ONE = (
     "ddp_timeout",
 )
 _BELOW_ONE = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
-# What seeds, timeouts and counters hold.
+# What timeouts and counters hold, and what NumPy takes for a seed.
 _MOST = 2**31 - 1
+_LARGEST_SEED = 2**32 - 1
+# Where a launcher or a scheduler has set these, TrainingArguments wait for its other processes.
+_LAUNCHERS = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_", "PMI_", "PMIX_"),
+    *("OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "ACCELERATE_"),
+)
 _NOT_BELOW = {"max_steps": -1, "local_rank": -1}
 
 
@@ -50,7 +57,7 @@ def check_fields(fields: dict[str, Any], path: Path) -> None:
             raise InvalidFileError(
                 f"{path} says {name} is {value!r}, but it must be {wrong}: {_ADVICE}"
             )
-    here = {"use_cpu": True, "tf32": None, "deepspeed": None}
+    here = {"use_cpu": True, "tf32": None, "deepspeed": None, "ddp_backend": None}
     with _no_trace(), tempfile.TemporaryDirectory() as folder:
         arguments = build(fields | here | {"output_dir": folder}, path)
         try:
@@ -84,7 +91,8 @@ def _refusal(who: str, path: Path, error: Exception) -> str:
 
 
 def _why_wrong(name: str, value: Any, kind: Any) -> str:
-    kinds = typing.get_args(kind) or (kind,)
+    of_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(kind) if of_union else (kind,)
     if float in kinds or int in kinds:
         if value is None and type(None) in kinds:
             return ""
@@ -108,14 +116,18 @@ def _why_out_of_range(name: str, value: float) -> str:
         return f"at least {least}"
     if name in _BELOW_ONE and value >= 1:
         return "below 1"
-    return "" if value <= _MOST else f"at most {_MOST:,}"
+    most = _LARGEST_SEED if name in ("seed", "data_seed") else _MOST
+    return "" if value <= most else f"at most {most:,}"
 
 
 @contextlib.contextmanager
 def _no_trace() -> Iterator[None]:
-    """Take back what building TrainingArguments leaves behind in the process."""
+    """Take back what building TrainingArguments leaves behind, and hide a launcher from it."""
     before = dict(os.environ)
     known = dict(AcceleratorState._shared_state)
+    for name in before:
+        if name.startswith(_LAUNCHERS):
+            del os.environ[name]
     try:
         yield
     finally:

@@ -157,13 +157,13 @@ def _first_failure(directory: Path) -> dict[str, Any] | None:
     time.sleep(_GRACE_SECONDS)
     failures = [json.loads(p.read_text()) for p in directory.glob("rank*.failure.json")]
     # One rank out of memory makes the others fail in their collectives, sometimes sooner.
-    memory = [f for f in failures if f["outcome"] == Outcome.OUT_OF_MEMORY]
+    certain = (Outcome.OUT_OF_MEMORY, Outcome.HOST_OUT_OF_MEMORY)
+    memory = [f for f in failures if f["outcome"] in certain]
+    if mismatch := next((f["mismatch"] for f in failures if "mismatch" in f), None):
+        raise HardwareMismatchError(mismatch)
     if killed and not memory:
         return killed
-    first = min(memory or failures, key=lambda failure: failure["time"])
-    if "mismatch" in first:
-        raise HardwareMismatchError(first["mismatch"])
-    return first
+    return min(memory or failures, key=lambda failure: failure["time"])
 
 
 def _killed(directory: Path) -> dict[str, Any] | None:

@@ -61,6 +61,8 @@ def measure(
                 end.finished = True
                 if last.outcome is not Outcome.OK:
                     keep(directory)
+            elif last and last.outcome is Outcome.COMPILE_FAILED:
+                keep(directory)
             elif last and last.outcome in _NO_RESULT:
                 keep(directory)
                 pending = next_probe(config, effort, [*history, *end.results[:-1]])
@@ -88,6 +90,14 @@ def _conclude(
     environment = next((end.environment for end in ends if end.environment), {})
     flops = environment["model_flops_per_example"]
     best = best_timing(config, history)
+    for timed in timings(config, history):
+        step = predicted_step_time(config, timed)
+        if step.seconds <= 0 or step.micro_step_seconds <= 0:
+            raise MeasurementError(
+                f"{config.label}: the steps vary too much to tell what a micro-batch of "
+                f"{timed.probe.micro_batch_size} costs: give a longer --timing-seconds, on a "
+                "machine that does nothing else"
+            )
     if best:
         _check_ceiling(config, best, flops, environment["ceiling_flops"])
     compile_failure = next((r for r in history if r.outcome is Outcome.COMPILE_FAILED), None)
@@ -116,7 +126,9 @@ def _conclude(
             if r.probe.purpose is Purpose.MEMORY
         ),
         compile=_compile_state(best, history),
-        compile_error=compile_failure.cause if compile_failure else "",
+        compile_error=(
+            f"{compile_failure.cause} (log: {compile_failure.log})" if compile_failure else ""
+        ),
         out_of_memory_micro_batch_size=(
             memory_failure.probe.micro_batch_size if memory_failure else None
         ),

@@ -36,6 +36,9 @@ def work(directory: str) -> None:
     The first rank to fail leaves its cause there and dies: the session's parent ends the others,
     which may be waiting in a collective.
     """
+    # The launcher ends the healthy ranks of a failed one by it; the session's parent, which looks
+    # for ranks that died without a word, would take them for such. It kills in the end.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     folder = Path(directory)
     rank = int(os.environ["RANK"])
     log = folder / f"rank{rank}.log"
