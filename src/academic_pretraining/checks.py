@@ -26,11 +26,11 @@ def check_record(record: dict[str, Any]) -> None:
         row = row_of(record)
         _check_figures(row)
         _check_timings(measured)
-    except (
-        *(KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError),
-    ) as error:
+    except _BROKEN as error:
         raise ValueError(f"broken record: {type(error).__name__} {error}") from error
 
+
+_BROKEN = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 # What Python has for the kinds of a frame's columns.
 _KINDS: dict[Any, tuple[type, ...]] = {

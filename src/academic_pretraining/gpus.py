@@ -3,7 +3,7 @@
 import difflib
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -230,21 +230,10 @@ def visible_devices(environment: Mapping[str, str]) -> tuple[Device, ...]:
 
     Asks nvidia-smi, so that torch need not be loaded; empty where there is none.
     """
-    command = [
-        "nvidia-smi",
-        "--query-gpu=index,uuid,name,memory.used,memory.total",
-        "--format=csv,noheader,nounits",
-    ]
-    try:
-        output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ()
     found: dict[str, Device] = {}
-    for line in output.stdout.splitlines():
-        parts = [part.strip() for part in line.split(",")]
-        if len(parts) != 5:
-            continue
-        index, uuid, name, used, total = parts
+    for index, uuid, name, used, total in ask_nvidia_smi(
+        "gpu", "index", "uuid", "name", "memory.used", "memory.total"
+    ):
         found[index] = Device(
             name=name,
             uuid=uuid,
@@ -253,6 +242,26 @@ def visible_devices(environment: Mapping[str, str]) -> tuple[Device, ...]:
         )
     chosen = environment.get("CUDA_VISIBLE_DEVICES")
     return tuple(found.values()) if chosen is None else tuple(_chosen(found, chosen.split(",")))
+
+
+def ask_nvidia_smi(about: str, *figures: str) -> Iterator[list[str]]:
+    """Yield the figures of each line of `nvidia-smi --query-...`; nothing where it has no answer.
+
+    The last figure may hold commas, and lines that lack one are left out.
+    """
+    command = [
+        "nvidia-smi",
+        f"--query-{about}={','.join(figures)}",
+        "--format=csv,noheader,nounits",
+    ]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return
+    for line in output.stdout.splitlines():
+        parts = [part.strip() for part in line.split(",", len(figures) - 1)]
+        if len(parts) == len(figures):
+            yield parts
 
 
 def _mebibytes(figure: str) -> int:

@@ -1,11 +1,10 @@
 """Who else is on this machine's GPUs."""
 
-import subprocess
 import time
 from collections.abc import Mapping
 
 from academic_pretraining.errors import DeviceBusyError
-from academic_pretraining.gpus import Device, Hardware, visible_devices
+from academic_pretraining.gpus import Device, Hardware, ask_nvidia_smi, visible_devices
 
 # What drivers and desktops hold is no training: a GiB, or a fiftieth of a large device.
 _IDLE_BYTES = 2**30
@@ -54,19 +53,7 @@ def _allowed(device: Device) -> float:
 
 def _owners() -> dict[str, list[str]]:
     """List the processes on each GPU, by its UUID; a container may see none."""
-    command = [
-        "nvidia-smi",
-        "--query-compute-apps=gpu_uuid,pid,process_name",
-        "--format=csv,noheader",
-    ]
-    try:
-        output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return {}
     found: dict[str, list[str]] = {}
-    for line in output.stdout.splitlines():
-        parts = [part.strip() for part in line.split(",", 2)]
-        if len(parts) == 3:
-            uuid, pid, name = parts
-            found.setdefault(uuid, []).append(f"{name} (process {pid})")
+    for uuid, pid, name in ask_nvidia_smi("compute-apps", "gpu_uuid", "pid", "process_name"):
+        found.setdefault(uuid, []).append(f"{name} (process {pid})")
     return found

@@ -4,18 +4,11 @@ import json
 import pickle
 
 import pytest
-from exports import BREAKS, FILES, READERS, Exported
-from hypothesis import HealthCheck, given, settings
+from exports import BREAKS, FILES, READERS, Exported, many
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_process import COMMANDS, Accepted, furnished
 
-many = settings(
-    max_examples=100,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 every_reader = pytest.mark.parametrize("script", READERS)
 every_file = pytest.mark.parametrize("name", FILES)
 

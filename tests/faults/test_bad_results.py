@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from exports import BREAKS
-from hypothesis import HealthCheck, given, settings
+from exports import BREAKS, many
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_process import BATCH, MODEL, TARGET, InProcess, in_process, made_up_record
 
@@ -18,13 +18,6 @@ from academic_pretraining.errors import AcademicPretrainingError
 from academic_pretraining.records import config_of
 from academic_pretraining.results import frame
 
-many = settings(
-    max_examples=100,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 GOOD = made_up_record()
 CHOSEN = (*TARGET, *MODEL)
 EXPORT = ("to_training_arguments.py", "--output", "new.json", *CHOSEN)
