@@ -161,6 +161,10 @@ class Progress:
         """Say what the setting is doing."""
         self._say(time.monotonic() - self._began, probe.description)
 
+    def waits(self, text: str) -> None:
+        """Say what keeps the setting from beginning."""
+        self._say(time.monotonic() - self._began, text)
+
     def ends(self, config: TrainingConfig, record: dict[str, Any] | None, note: str) -> None:
         """Say how the setting ended."""
         elapsed = time.monotonic() - self._began

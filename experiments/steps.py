@@ -4,7 +4,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from tango.format import JsonFormat
@@ -14,6 +13,7 @@ from tango.workspace import Workspace
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.measure import measure
 from academic_pretraining.benchmarking.probes import Probe
+from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.records import to_record
 from experiments.identity import cache_key, library_versions
@@ -33,7 +33,7 @@ class MeasureStep(Step[dict[str, Any]]):
         """Measure; `key` only identifies the step, the configuration comes in the context."""
         context = self.context
         measurement = measure(
-            context.config, context.effort, scratch=context.scratch, on_probe=context.on_probe
+            context.config, context.effort, sessions=context.sessions, on_probe=context.on_probe
         )
         context.measured = True
         record = to_record(
@@ -53,13 +53,13 @@ class MeasureContext:
         self,
         config: TrainingConfig,
         effort: Effort,
-        scratch: Path,
+        sessions: Sessions,
         on_probe: Callable[[Probe], None] = lambda probe: None,
         limits: Mapping[str, Any] | None = None,
     ) -> None:
         self.config = config
         self.effort = effort
-        self.scratch = scratch
+        self.sessions = sessions
         self.on_probe = on_probe
         self.limits = dict(limits or {})
         # Whether this process measured it; another one may have been quicker.

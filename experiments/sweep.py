@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from tango.common.exceptions import StepStateError
 
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.probes import Probe
+from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import AcademicPretrainingError, DeviceBusyError, MeasurementError
 from experiments.steps import MeasureContext, MeasureStep, is_cached, measure_step, run_step
@@ -60,8 +62,10 @@ def sweep(
     workspace: Path,
     effort: Effort,
     reporter: Reporter,
-    check: Callable[[], None] = lambda: None,
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext,
     limits: Mapping[str, Any] | None = None,
+    *,
+    ahead: bool = False,
 ) -> SweepEnd:
     """Measure every configuration that has no result yet.
 
@@ -70,9 +74,10 @@ def sweep(
         workspace: folder of the Tango workspace.
         effort: how thoroughly.
         reporter: told about each setting.
-        check: called before each setting that is measured; raises where the machine will not do.
+        alone: entered while a setting uses the devices; raises where the machine will not do.
             A GPU that is busy costs the setting its result, and the next one is tried.
         limits: what of the effort the user asked for, as in `cache_key`.
+        ahead: whether to launch a setting's processes while the one before is measured.
 
     Raises:
         AcademicPretrainingError: the workspace cannot be used; what it holds is kept.
@@ -81,12 +86,12 @@ def sweep(
     # Tango reports its own housekeeping as errors; what fails here is raised to the caller.
     logging.getLogger("tango").setLevel(logging.CRITICAL)
     workspace = workspace.resolve()
+    sessions = Sessions(workspace / "sessions", alone=alone, ahead=ahead)
     try:
         contexts = [
-            MeasureContext(config, effort, workspace / "sessions", reporter.probes, limits)
-            for config in configs
+            MeasureContext(config, effort, sessions, reporter.probes, limits) for config in configs
         ]
-        return _walk(contexts, RecordWorkspace(workspace), reporter, check)
+        return _walk(contexts, RecordWorkspace(workspace), reporter, sessions)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -94,13 +99,15 @@ def sweep(
             f"the workspace {workspace} cannot be used ({error}): free it, or name another folder "
             "with TANGO_WORKSPACE_DIR; what it holds is kept, and the same command goes on"
         ) from error
+    finally:
+        sessions.close()
 
 
 def _walk(
     contexts: list[MeasureContext],
     workspace: RecordWorkspace,
     reporter: Reporter,
-    check: Callable[[], None],
+    sessions: Sessions,
 ) -> SweepEnd:
     end = SweepEnd()
     elsewhere: list[MeasureStep] = []
@@ -112,10 +119,10 @@ def _walk(
         if not cached:
             reporter.starts(index, len(steps), left, config)
             left -= 1
+            sessions.more = left > 0
         try:
             if not cached:
                 _check_room(workspace.dir)
-                check()
             record = run_step(step, workspace)
         except (MeasurementError, DeviceBusyError) as error:
             end.failures[config.method.label] = str(error)

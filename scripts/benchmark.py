@@ -1,6 +1,7 @@
 """Measure which Trainer settings train a model fastest on given hardware."""
 
 import dataclasses
+import functools
 import os
 import sys
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from academic_pretraining.errors import InvalidConfigError
 from academic_pretraining.gpus import Hardware, check_hardware
 from academic_pretraining.methods import Method, MethodSpace
 from academic_pretraining.models import get_model
-from academic_pretraining.occupancy import check_idle
+from academic_pretraining.occupancy import gpus_alone
 
 
 def main(
@@ -127,23 +128,23 @@ def _run(
 ) -> int:
     hardware, recipe = configs[0].hardware, configs[0].recipe
 
-    from experiments.workspace import incomplete
-
-    if incomplete(configs, workspace_dir(), limits):
-        check_hardware(hardware, os.environ)
-        if not allow_busy_gpus:
-            check_idle(hardware, os.environ)
-
     from experiments.report import Progress
     from experiments.sweep import sweep
+    from experiments.workspace import incomplete
 
-    def check() -> None:
-        # A process that was just measuring may still be ending.
-        if not allow_busy_gpus:
-            check_idle(hardware, os.environ, patience_seconds=20.0)
-
+    progress = Progress()
+    alone = functools.partial(
+        gpus_alone, hardware, os.environ, allow_busy=allow_busy_gpus, on_wait=progress.waits
+    )
+    if incomplete(configs, workspace_dir(), limits):
+        check_hardware(hardware, os.environ)
+        # Refuses at once what would otherwise be refused setting by setting.
+        with alone():
+            pass
     effort = dataclasses.replace(QUICK if hardware.gpu.is_cpu else Effort(), **limits)
-    end = sweep(configs, workspace_dir(), effort, Progress(), check, limits)
+    # Loading libraries for the next setting must not take the cores that this one trains with.
+    ahead = not hardware.gpu.is_cpu and len(os.sched_getaffinity(0)) >= 4 * hardware.gpus_per_node
+    end = sweep(configs, workspace_dir(), effort, progress, alone, limits, ahead=ahead)
     recalled = len(end.records) - end.measured
     print(f"{end.measured} settings measured, {recalled} recalled", file=sys.stderr)
     _print_results(hardware, recipe.name, detail)

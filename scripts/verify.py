@@ -1,9 +1,11 @@
 """Train exported settings for a few real steps and set their speed beside the prediction."""
 
+import contextlib
 import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from _cli import run
 from training import LauncherOptions, launch, show_workers
@@ -16,7 +18,7 @@ from academic_pretraining.errors import (
 )
 from academic_pretraining.gpus import Hardware, check_hardware
 from academic_pretraining.models import get_model
-from academic_pretraining.occupancy import check_idle
+from academic_pretraining.occupancy import gpus_alone
 from experiments.export import is_prediction, read_json, read_setting
 
 
@@ -72,6 +74,7 @@ def main(
             f"--launcher.workers-per-host is {launcher.workers_per_host}, but the prediction is "
             f"for {hardware.gpus_per_node} GPUs in each node: leave it out"
         )
+    alone = contextlib.nullcontext()
     if launcher.hostnames == "auto" and "SLURM_JOB_ID" not in os.environ:
         if hardware.num_nodes > 1:
             raise InvalidConfigError(
@@ -79,43 +82,31 @@ def main(
                 "SLURM job, or name the nodes with --launcher.hostnames"
             )
         check_hardware(hardware, os.environ)
-        if not allow_busy_gpus:
-            check_idle(hardware, os.environ)
+        alone = gpus_alone(
+            hardware,
+            os.environ,
+            allow_busy=allow_busy_gpus,
+            on_wait=lambda text: print(text, file=sys.stderr),
+        )
+    with alone:
+        from academic_pretraining.benchmarking.arguments import check_fields
 
-    from academic_pretraining.benchmarking.arguments import check_fields
-    from academic_pretraining.benchmarking.comparison import comparison_text, deviations
-
-    check_fields(fields, training_arguments)
-
-    # The workers find training.py as this script did.
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    show_workers(sys.stderr)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.setdefault("TORCHRUNX_LOG_DIR", folder)
-        try:
-            report = launch(
-                fields | {"output_dir": folder, "save_strategy": "no"},
-                setting,
-                setting["model"],
-                launcher,
-                source=training_arguments,
-                stop_after_steps=steps,
-                stop_within_seconds=None if steps else limit_seconds,
-            )
-        except AcademicPretrainingError:
-            raise
-        except Exception as error:
-            # Whatever a worker raised; what it printed stands above.
-            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-            raise MeasurementError(
-                f"the training of {training_arguments} failed: {type(error).__name__}: {reason}"
-            ) from error
+        check_fields(fields, training_arguments)
+        report = _train(
+            fields,
+            setting,
+            launcher,
+            source=training_arguments,
+            stop_after_steps=steps,
+            stop_within_seconds=None if steps else limit_seconds,
+        )
     if not report["steps"]:
         raise MeasurementError(
             f"the training of {training_arguments} ended before a step was timed: the first two, "
             "an epoch's first and fp16 overflows are left out; give more --steps"
         )
+    from academic_pretraining.benchmarking.comparison import comparison_text, deviations
+
     print(comparison_text(report))
     allowed = {"step": tolerance, "peak memory": memory_tolerance}
     off = {name: e for name, e in deviations(report).items() if abs(e) > allowed[name]}
@@ -124,6 +115,34 @@ def main(
     if not off:
         print("the prediction holds")
     return 1 if off else 0
+
+
+def _train(
+    fields: dict[str, Any],
+    setting: dict[str, Any],
+    launcher: LauncherOptions,
+    *,
+    source: Path,
+    **stopping: Any,
+) -> dict[str, Any]:
+    """Train in a folder that goes; give the speed."""
+    # The workers find training.py as this script did.
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    show_workers(sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("TORCHRUNX_LOG_DIR", folder)
+        here = fields | {"output_dir": folder, "save_strategy": "no"}
+        try:
+            return launch(here, setting, setting["model"], launcher, source=source, **stopping)
+        except AcademicPretrainingError:
+            raise
+        except Exception as error:
+            # Whatever a worker raised; what it printed stands above.
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise MeasurementError(
+                f"the training of {source} failed: {type(error).__name__}: {reason}"
+            ) from error
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from academic_pretraining.benchmarking.effort import QUICK, Effort
-from academic_pretraining.benchmarking.launch import SessionEnd, run_session
+from academic_pretraining.benchmarking.launch import Launched, SessionEnd, launch, run_session
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method
@@ -91,10 +91,40 @@ def altered_session(tmp_path_factory, alter) -> Callable[..., Session]:
         with pytest.MonkeyPatch.context() as monkeypatch:
             alter(monkeypatch, name)
             monkeypatch.setenv("FAULTY_RANKS", ranks)
-            end = run_session(config, effort, [], directory=directory)
+            launched = launch(config.hardware, directory=directory)
+            end = run_session(launched, config, effort, [])
         return Session(end=end, directory=directory, config=config, ended_at=time.time())
 
     return run
+
+
+class Unlaunched(Launched):
+    """A session without processes."""
+
+    @property
+    def ended(self) -> bool:
+        return self in _ended
+
+    def end(self) -> None:
+        _ended.append(self)
+
+
+_ended: list[Launched] = []
+
+
+@pytest.fixture
+def unlaunched(monkeypatch) -> list[Unlaunched]:
+    """Have nothing launched; gives what would have been, as it comes."""
+    launches: list[Unlaunched] = []
+
+    def launch(hardware: Hardware, *, directory: Path) -> Launched:
+        process: Any = None
+        made = Unlaunched(process=process, hardware=hardware, directory=directory, began_at=0.0)
+        launches.append(made)
+        return made
+
+    monkeypatch.setattr("academic_pretraining.benchmarking.sessions.launch", launch)
+    return launches
 
 
 @pytest.fixture(scope="session")

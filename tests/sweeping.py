@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ from samples import MEASURED, TIMING
 
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.probes import Probe
+from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import TrainingConfig, grid
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import MethodSpace
@@ -37,15 +37,16 @@ class Measurer:
         config: TrainingConfig,
         effort: Effort,
         *,
-        scratch: Path,
+        sessions: Sessions,
         on_probe: Callable[[Probe], None],
     ) -> Measurement:
-        self.configs.append(config)
-        self.arguments = {"effort": effort, "scratch": scratch}
-        if self.probe:
-            on_probe(self.probe)
-        if error := self.errors.get(config.label):
-            raise error
+        with sessions.alone():
+            self.configs.append(config)
+            self.arguments = {"effort": effort, "scratch": sessions.scratch}
+            if self.probe:
+                on_probe(self.probe)
+            if error := self.errors.get(config.label):
+                raise error
         seconds = float(len(self.configs))
         return dataclasses.replace(MEASURED, best=dataclasses.replace(TIMING, step_seconds=seconds))
 

@@ -1,11 +1,17 @@
+import contextlib
+import itertools
 import os
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 from academic_pretraining.errors import DeviceBusyError
 from academic_pretraining.gpus import Hardware
-from academic_pretraining.occupancy import check_idle
+from academic_pretraining.occupancy import check_idle, gpus_alone
 
 TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
 
@@ -86,3 +92,92 @@ def test_a_process_that_is_ending_is_waited_for(smi, tmp_path: Path):
 def test_a_cpu_is_never_busy(smi):
     smi((90_000,))
     check_idle(Hardware(num_nodes=1, gpus_per_node=1, gpu_type="cpu"), {})
+
+
+HOLDER = """
+import os, sys, time
+from academic_pretraining.gpus import Hardware
+from academic_pretraining.occupancy import gpus_alone
+hardware = Hardware(num_nodes=1, gpus_per_node=int(sys.argv[1]), gpu_type="h200")
+with gpus_alone(hardware, os.environ):
+    print("has them", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path, monkeypatch):
+    """Start another process that holds the first GPUs of this machine until it is told."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with contextlib.ExitStack() as processes:
+
+        def start(gpus: int) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-c", HOLDER, str(gpus)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            processes.callback(process.wait)
+            processes.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "has them\n"
+            return process
+
+        yield start
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_scripts_take_turns(smi, holder, killed):
+    smi((0, 0))
+    other = holder(1)
+    told = []
+
+    def release(text):
+        told.append(text)
+        other.kill() if killed else other.stdin.write("\n") and other.stdin.flush()
+
+    with gpus_alone(TWO, os.environ, on_wait=release):
+        assert other.wait(10) == (-9 if killed else 0)
+    assert told == ["another measurement is using a GPU: waiting for its end"]
+
+
+def test_other_gpus_are_not_waited_for(smi, holder):
+    smi((0, 0))
+    holder(1)
+    one = Hardware(num_nodes=1, gpus_per_node=1, gpu_type="h200")
+    with gpus_alone(one, {"CUDA_VISIBLE_DEVICES": "1"}, on_wait=pytest.fail):
+        pass
+
+
+def test_strangers_are_refused_unless_allowed(smi, holder, monkeypatch):
+    # Without the patience for those who are just ending.
+    clock = itertools.count(0.0, 30.0)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    smi((0, 20_480))
+    with pytest.raises(DeviceBusyError, match=r"^GPU 1 has 20\.0 GiB"), gpus_alone(TWO, {}):
+        pass
+    with gpus_alone(TWO, {}, allow_busy=True):
+        pass
+
+
+def test_a_file_that_another_user_made_serves_too(smi, holder, tmp_path):
+    smi((0, 0))
+    for number in range(2):
+        (tmp_path / f"academic-pretraining-GPU-{number}").touch(mode=0o444)
+    holder(2)
+    with pytest.raises(InterruptedError), gpus_alone(TWO, {}, on_wait=_interrupt):
+        pass
+
+
+def _interrupt(text):
+    raise InterruptedError
+
+
+def test_a_link_is_not_followed(smi, holder, tmp_path):
+    smi((0, 0))
+    (tmp_path / "academic-pretraining-GPU-0").symlink_to(tmp_path / "elsewhere")
+    with gpus_alone(TWO, {}):
+        assert not (tmp_path / "elsewhere").exists()

@@ -1,7 +1,12 @@
 """Who else is on this machine's GPUs."""
 
+import contextlib
+import fcntl
+import os
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 from academic_pretraining.errors import DeviceBusyError
 from academic_pretraining.gpus import Device, Hardware, ask_nvidia_smi, visible_devices
@@ -45,6 +50,67 @@ def check_idle(
         f"{'; '.join(said)}, which would make the figures wrong: wait, choose another GPU with "
         "CUDA_VISIBLE_DEVICES, or give --allow-busy-gpus"
     )
+
+
+@contextlib.contextmanager
+def gpus_alone(
+    hardware: Hardware,
+    environment: Mapping[str, str],
+    *,
+    allow_busy: bool = False,
+    on_wait: Callable[[str], None] = lambda text: None,
+) -> Iterator[None]:
+    """Have the GPUs that will be measured without another script of this toolkit, or anybody.
+
+    Scripts of one machine take turns, whatever their workspaces: each GPU has a lock in the
+    folder for temporary files, which the operating system takes back from a killed process.
+
+    Args:
+        hardware: what will be measured; of more nodes than one, only this one is looked at.
+        environment: of this process.
+        allow_busy: whether others may compute there, who do not belong to this toolkit.
+        on_wait: told, once, that another script is being waited for.
+
+    Raises:
+        DeviceBusyError: as `check_idle`.
+    """
+    if hardware.gpu.is_cpu:
+        yield
+        return
+    with contextlib.ExitStack() as held:
+        devices = visible_devices(environment)[: hardware.gpus_per_node]
+        # In one order, so that two scripts never wait for each other.
+        for uuid in sorted(device.uuid for device in devices):
+            descriptor = _lock_file(Path(tempfile.gettempdir()) / f"academic-pretraining-{uuid}")
+            if descriptor is not None:
+                held.callback(os.close, descriptor)
+                if not _locks(descriptor, wait=False):
+                    on_wait("another measurement is using a GPU: waiting for its end")
+                    _locks(descriptor, wait=True)
+        if not allow_busy:
+            # Whoever had them before may still be ending.
+            check_idle(hardware, environment, patience_seconds=20.0)
+        yield
+
+
+def _lock_file(path: Path) -> int | None:
+    """Open a file to lock, another user's too; `None` where that cannot be."""
+    for flags in (os.O_RDONLY, os.O_RDONLY | os.O_CREAT):
+        with contextlib.suppress(OSError):
+            return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    return None
+
+
+def _locks(descriptor: int, *, wait: bool) -> bool:
+    """Lock a file; `False` where another process has it and is not waited for."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        # A file system without locks: nothing is known, and `check_idle` is left.
+        return True
+    return True
 
 
 def _allowed(device: Device) -> float:

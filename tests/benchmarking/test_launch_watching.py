@@ -30,8 +30,15 @@ def fail(rank, outcome, cause, when):
     (folder / f"rank{{rank}}.partial").write_text(json.dumps(failure))
     (folder / f"rank{{rank}}.partial").rename(folder / f"rank{{rank}}.failure.json")
 
+def come_and_wait():
+    for rank in range(2):
+        (folder / f"rank{{rank}}.ready").touch()
+    while not (folder / "request.json").exists():
+        time.sleep(0.01)
+
 PROBE = {probe!r}
 RESULT = {result!r}
+come_and_wait()
 """
 
 
@@ -54,7 +61,9 @@ def play(tmp_path, monkeypatch, tiny_config):
         stand_in.write_text(text)
         stand_in.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(stand_in))
-        return run_session(tiny_config(), QUICK, how.pop("history", []), directory=tmp_path, **how)
+        config = tiny_config()
+        launched = launch.launch(config.hardware, directory=tmp_path)
+        return run_session(launched, config, QUICK, how.pop("history", []), **how)
 
     return run
 

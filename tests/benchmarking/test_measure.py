@@ -14,6 +14,7 @@ from academic_pretraining.benchmarking.probes import (
     Purpose,
     StepSample,
 )
+from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.errors import MeasurementError
 
 ENVIRONMENT = {
@@ -58,23 +59,30 @@ def given() -> list[tuple[list[ProbeResult], Path]]:
 
 
 @pytest.fixture
-def play(monkeypatch, tiny_config, tmp_path, given):
+def play(monkeypatch, tiny_config, tmp_path, given, unlaunched):
     """Measure with sessions that end as a list says."""
 
     def run(*sessions: list[ProbeResult], last_is_finished: bool = True):
         ends = list(sessions)
 
-        def run_session(config, effort, history, *, directory, on_probe):
+        def run_session(launched, config, effort, history, *, on_ready, on_probe):
+            directory = launched.directory
             given.append((list(history), directory))
             assert list(directory.iterdir()) == []
+            on_ready()
             (directory / "rank0.log").write_text("what happened")
-            end = SessionEnd(results=ends.pop(0), environment=ENVIRONMENT, start_seconds=2.0)
+            end = SessionEnd(
+                results=ends.pop(0),
+                environment=ENVIRONMENT,
+                start_seconds=2.0,
+                start_wait_seconds=1.5,
+            )
             end.finished = last_is_finished and not ends
             return end
 
         monkeypatch.setattr(measure_module, "run_session", run_session)
         config = tiny_config(gpu_type="h200", global_batch_size=64)
-        return measure(config, Effort(), scratch=tmp_path / "new" / "scratch")
+        return measure(config, Effort(), sessions=Sessions(tmp_path / "new" / "scratch"))
 
     return run
 
@@ -89,7 +97,7 @@ def test_the_fastest_timing_is_the_best(play):
     assert found.best.global_batch_size == 64
     assert found.best.samples == ((2, 1.0), (2, 1.0))
     assert (found.sessions, found.kernels, found.device_name) == (1, "sdpa", "NVIDIA H200")
-    assert found.seconds["launch"] == 2.0
+    assert found.seconds["launch"] == 1.5
 
 
 def test_a_session_that_ends_with_memory_is_carried_on(play, given):
@@ -209,7 +217,7 @@ def test_seconds_are_divided_by_phase(play):
     seconds = play([memory, timing]).seconds
     assert seconds.pop("all") > 0
     assert seconds == {
-        "launch": 2.0,
+        "launch": 1.5,
         "build": 9.0,
         "compile and warm-up": 11.0,
         "memory ramp": 6.0,
@@ -222,7 +230,7 @@ def test_seconds_are_divided_by_phase(play):
 def test_a_real_measurement(tiny_config, tmp_path):
     begun = []
     config = tiny_config()
-    found = measure(config, QUICK, scratch=tmp_path / "scratch", on_probe=begun.append)
+    found = measure(config, QUICK, sessions=Sessions(tmp_path / "scratch"), on_probe=begun.append)
     assert (found.outcome, found.compile, found.sessions) == ("measured", "off", 1)
     assert found.kernels == "eager"
     best = found.best
@@ -242,7 +250,7 @@ def test_a_real_measurement(tiny_config, tmp_path):
 def test_memory_that_really_runs_out_is_a_result(tiny_config, tmp_path, monkeypatch, alter):
     alter(monkeypatch, "faults.runs_out_of_memory")
     monkeypatch.setenv("FAULTY_RANKS", "1")
-    found = measure(tiny_config(), QUICK, scratch=tmp_path)
+    found = measure(tiny_config(), QUICK, sessions=Sessions(tmp_path))
     assert (found.outcome, found.sessions) == ("out of memory", 2)
     assert found.out_of_memory_micro_batch_size == 1
     assert found.out_of_memory_requested_bytes == 2 * 2**30

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import InvalidFileError
 from academic_pretraining.gpus import Hardware
@@ -52,7 +53,7 @@ def record_of(measurer, silent):
         recipe: dict[str, Any] | None = None,
         **step_seconds: float,
     ):
-        measurement = measurer(config, None, scratch=Path(), on_probe=silent.probes)
+        measurement = measurer(config, None, sessions=Sessions(Path()), on_probe=silent.probes)
         timings = tuple(
             dataclasses.replace(
                 measurement.best,

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import re
@@ -45,8 +46,14 @@ def log() -> Log:
 
 @pytest.fixture
 def walk(tmp_path, log):
-    def walk(configs, **keywords) -> SweepEnd:
+    def walk(configs, check=lambda: None, **keywords) -> SweepEnd:
+        @contextlib.contextmanager
+        def alone():
+            check()
+            yield
+
         log.lines.clear()
+        keywords["alone"] = alone
         return sweep(configs, tmp_path / "workspace", QUICK, log, **keywords)
 
     return walk

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from academic_pretraining.benchmarking.effort import QUICK
+from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.records import config_of
 from experiments.steps import MeasureContext, measure_step
 from experiments.sweep import sweep
@@ -19,6 +20,7 @@ import importlib.util, os, signal, sys
 from pathlib import Path
 
 from academic_pretraining.benchmarking.effort import QUICK
+from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import TrainingConfig, grid
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import MethodSpace
@@ -113,5 +115,5 @@ def test_the_next_run_recovers_by_itself(when, workspaces, configs, measurer, si
 
 
 def result_of(config, folder: Path) -> Path:
-    step = measure_step(MeasureContext(config, QUICK, folder))
+    step = measure_step(MeasureContext(config, QUICK, Sessions(folder)))
     return folder / "cache" / step.unique_id

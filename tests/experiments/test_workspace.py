@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from academic_pretraining.benchmarking.effort import QUICK
+from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import config_to_dict
 from academic_pretraining.errors import InvalidFileError
 from academic_pretraining.records import config_of
@@ -27,7 +28,7 @@ def folder(configs, measurer, silent, tmp_path) -> Path:
 
 
 def result_of(config, folder: Path) -> Path:
-    step = measure_step(MeasureContext(config, QUICK, folder))
+    step = measure_step(MeasureContext(config, QUICK, Sessions(folder)))
     return folder / "cache" / step.unique_id
 
 

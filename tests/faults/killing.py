@@ -130,7 +130,8 @@ def _script(workspace: Path, after_events: int | None) -> None:
     os._exit(status)
 
 
-def _measure(config, effort, *, scratch, on_probe):
+def _measure(config, effort, *, sessions, on_probe):
+    scratch = sessions.scratch
     remove_abandoned(scratch)
     with session_folder(scratch) as folder:
         begun = scratch.parents[1] / "begun"

@@ -6,6 +6,7 @@ import pytest
 
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.measure import measure
+from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.methods import Method
 
 pytestmark = pytest.mark.slow
@@ -35,7 +36,7 @@ def test_the_setting_is_measured_without_compilation_and_says_so(
 ):
     alter(monkeypatch, f"faults.{fault}")
     monkeypatch.setenv("FAULTY_RANKS", "1")
-    found = measure(tiny_config(Method(free_lunch=True)), EFFORT, scratch=tmp_path)
+    found = measure(tiny_config(Method(free_lunch=True)), EFFORT, sessions=Sessions(tmp_path))
     assert (found.outcome, found.compile) == ("measured", "failed")
     assert cause in found.compile_error
     log = Path(found.compile_error.partition("(log: ")[2].removesuffix(")"))

@@ -209,11 +209,12 @@ def test_other_hardware_than_declared_is_raised(altered_session, tiny_config):
 PARENT = """
 import json, sys
 from pathlib import Path
-from academic_pretraining.benchmarking.launch import run_session
+from academic_pretraining.benchmarking.launch import launch, run_session
 from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.config import config_from_dict
 directory = Path(sys.argv[1])
-run_session(config_from_dict(json.loads(sys.argv[2])), QUICK, [], directory=directory)
+config = config_from_dict(json.loads(sys.argv[2]))
+run_session(launch(config.hardware, directory=directory), config, QUICK, [])
 """
 
 

@@ -18,6 +18,7 @@ from academic_pretraining.benchmarking import measure as measure_module
 from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.benchmarking.launch import SessionEnd
 from academic_pretraining.benchmarking.measure import measure
+from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.errors import MeasurementError
 from experiments.sweep import sweep
 
@@ -199,10 +200,13 @@ def test_the_logs_of_a_session_that_fails_hold_no_secret(altered_session, tiny_c
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_session_runs_in_a_private_folder_that_goes(monkeypatch, tiny_config, tmp_path, fails):
+def test_a_session_runs_in_a_private_folder_that_goes(
+    monkeypatch, tiny_config, tmp_path, unlaunched, fails
+):
     modes = []
 
-    def run_session(config, effort, history, *, directory, on_probe):
+    def run_session(launched, config, effort, history, *, on_ready, on_probe):
+        directory = launched.directory
         modes.append(stat.S_IMODE(directory.stat().st_mode))
         (directory / "request.json").write_text("{}")
         if fails:
@@ -213,7 +217,7 @@ def test_a_session_runs_in_a_private_folder_that_goes(monkeypatch, tiny_config, 
     monkeypatch.setattr(measure_module, "_conclude", lambda *_, **__: None)
     before = os.umask(0)
     try:
-        measure(tiny_config(), QUICK, scratch=tmp_path)
+        measure(tiny_config(), QUICK, sessions=Sessions(tmp_path))
     except KeyboardInterrupt:
         assert fails
     finally:

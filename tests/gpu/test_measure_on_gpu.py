@@ -6,6 +6,7 @@ import pytest
 
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.measure import measure
+from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.gpus import detect_hardware
 from academic_pretraining.methods import Method, Sharding
@@ -21,7 +22,7 @@ def measured(method: Method, tmp_path) -> Measurement:
     hardware = detect_hardware(os.environ)
     assert not hardware.gpu.is_cpu, "run this on a machine with a GPU"
     config = TrainingConfig(hardware=hardware, recipe=get_model("pythia-14m"), method=method)
-    return measure(config, BRIEF, scratch=tmp_path)
+    return measure(config, BRIEF, sessions=Sessions(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 torchrunx has no limit on wall time, and a rank that fails leaves the others waiting in a
 collective; so the launcher runs in a child session, its workers leave files, and this side
 reads them, keeps the deadline and ends the whole group.
+
+A session is launched before it is told what to measure: its ranks load their libraries, which
+takes longer than many a probe, touch no device and wait for the request.
 """
 
 import contextlib
@@ -24,6 +27,7 @@ from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
 from academic_pretraining.config import TrainingConfig, config_to_dict
 from academic_pretraining.errors import HardwareMismatchError
+from academic_pretraining.gpus import Hardware
 
 # Not `-m`, so that torchrunx finds `work` by its module's name.
 _CHILD = (
@@ -35,6 +39,49 @@ _START_SECONDS = 300.0
 _GRACE_SECONDS = 0.5
 
 
+@dataclass(frozen=True, kw_only=True)
+class Launched:
+    """A session on its way: its ranks load their libraries, then wait for a request.
+
+    Attributes:
+        process: the launcher's, which leads the session's process group.
+        hardware: how many ranks, and where.
+        directory: private and without another session's files; all nodes must see it.
+        began_at: when it was launched, in seconds since the epoch.
+    """
+
+    process: subprocess.Popen[bytes]
+    hardware: Hardware
+    directory: Path
+    began_at: float
+
+    def end(self) -> None:
+        """Kill every process of it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def ready_at(self) -> float | None:
+        """Say when its last rank came to wait, in seconds since the epoch; `None` before."""
+        ready = [path.stat().st_mtime for path in self.directory.glob("rank*.ready")]
+        return max(ready) if len(ready) == self.hardware.world_size else None
+
+
+def launch(hardware: Hardware, *, directory: Path) -> Launched:
+    """Start a session's processes; they use no device before `run_session`."""
+    began_at = time.time()
+    (directory / "hardware.json").write_text(json.dumps(dataclasses.asdict(hardware)))
+    with (directory / "launcher.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _CHILD, str(directory), str(os.getpid())],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    return Launched(process=process, hardware=hardware, directory=directory, began_at=began_at)
+
+
 @dataclass(kw_only=True)
 class SessionEnd:
     """What became of a session.
@@ -43,30 +90,36 @@ class SessionEnd:
         finished: whether the search came to its end.
         results: the probes that were answered; a failed one is the last.
         environment: what rank 0 said about its device and its model.
-        start_seconds: from launch to the first probe.
+        start_seconds: from launch to the first probe, waiting for others left out.
+        start_wait_seconds: of these, how many were waited for here; the rest went by while
+            another session measured.
     """
 
     finished: bool = False
     results: list[ProbeResult] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     start_seconds: float = 0.0
+    start_wait_seconds: float = 0.0
 
 
 def run_session(
+    launched: Launched,
     config: TrainingConfig,
     effort: Effort,
     history: Sequence[ProbeResult],
     *,
-    directory: Path,
+    on_ready: Callable[[], None] = lambda: None,
     on_probe: Callable[[Probe], None] = lambda probe: None,
 ) -> SessionEnd:
     """Probe until the search is over or a probe fails; never longer than the deadlines.
 
     Args:
+        launched: what runs it; it is over afterwards.
         config: what to measure.
         effort: how thoroughly.
         history: answers from earlier sessions.
-        directory: private and without another session's files; all nodes must see it.
+        on_ready: called when all ranks wait for the request, before they touch a device; may take
+            its time.
         on_probe: called when a probe begins.
 
     Raises:
@@ -77,40 +130,45 @@ def run_session(
         "effort": dataclasses.asdict(effort),
         "history": [result.to_dict() for result in history],
     }
-    (directory / "request.json").write_text(json.dumps(request))
-    with (directory / "launcher.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, str(directory), str(os.getpid())],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
     try:
-        return _watch(process, directory, on_probe)
+        return _watch(launched, request, on_ready, on_probe)
     finally:
-        _end_group(process)
+        launched.end()
 
 
 def _watch(
-    process: subprocess.Popen[bytes], directory: Path, on_probe: Callable[[Probe], None]
+    launched: Launched,
+    request: dict[str, Any],
+    on_ready: Callable[[], None],
+    on_probe: Callable[[Probe], None],
 ) -> SessionEnd:
     end = SessionEnd()
+    directory = launched.directory
     events = _events(directory / "events.jsonl")
     began = time.monotonic()
     deadline = began + _START_SECONDS
+    asked: float | None = None
     probe: Probe | None = None
     warm = False
     while True:
-        exited = process.poll() is not None
+        exited = launched.process.poll() is not None
+        if asked is None and (ready_at := launched.ready_at()) is not None:
+            end.start_seconds = max(0.0, ready_at - launched.began_at)
+            end.start_wait_seconds = time.monotonic() - began
+            on_ready()
+            write_whole(directory / "request.json", request)
+            asked = time.monotonic()
+            deadline = asked + _START_SECONDS
         while event := next(events):
             match event["kind"]:
                 case "environment":
                     end.environment = event
                 case "start":
                     data = event["probe"]
+                    if probe is None and not end.results and asked is not None:
+                        end.start_seconds += time.monotonic() - asked
+                        end.start_wait_seconds += time.monotonic() - asked
                     probe = Probe(**{**data, "purpose": Purpose(data["purpose"])})
-                    end.start_seconds = end.start_seconds or time.monotonic() - began
                     deadline = time.monotonic() + probe.deadline_seconds
                     warm = False
                     on_probe(probe)
@@ -125,14 +183,21 @@ def _watch(
                 case "done":
                     end.finished = True
                     return end
-        failure = _first_failure(directory)
+        failure = _first_failure(launched)
         if failure or exited:
             end.results.append(_failed(probe, directory, failure))
             return end
         if time.monotonic() > deadline:
-            end.results.append(_hung(probe, directory, warm=warm))
+            end.results.append(_hung(probe, launched, warm=warm))
             return end
         time.sleep(_POLL_SECONDS)
+
+
+def write_whole(path: Path, data: dict[str, Any]) -> None:
+    """Write JSON so that nobody reads half of it."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(data))
+    temporary.rename(path)
 
 
 def _events(path: Path) -> Iterator[dict[str, Any] | None]:
@@ -150,10 +215,11 @@ def _events(path: Path) -> Iterator[dict[str, Any] | None]:
                 yield None
 
 
-def _first_failure(directory: Path) -> dict[str, Any] | None:
+def _first_failure(launched: Launched) -> dict[str, Any] | None:
+    directory = launched.directory
     if not list(directory.glob("rank*.failure.json")):
         return None
-    killed = _killed(directory)
+    killed = _killed(launched)
     time.sleep(_GRACE_SECONDS)
     failures = [json.loads(p.read_text()) for p in directory.glob("rank*.failure.json")]
     # One rank out of memory makes the others fail in their collectives, sometimes sooner.
@@ -166,9 +232,11 @@ def _first_failure(directory: Path) -> dict[str, Any] | None:
     return min(memory or failures, key=lambda failure: failure["time"])
 
 
-def _killed(directory: Path) -> dict[str, Any] | None:
+def _killed(launched: Launched) -> dict[str, Any] | None:
     """Find a rank of this machine that died without a word: the others only miss it."""
-    if not _on_one_node(directory):
+    directory = launched.directory
+    if launched.hardware.num_nodes > 1:
+        # Their process numbers are not those of this machine.
         return None
     for path in sorted(directory.glob("rank*.pid")):
         rank = path.stem
@@ -194,12 +262,6 @@ def _last_words(log: Path) -> str:
             if line.startswith("Fatal Python error: "):
                 return f"died: {line}"
     return "was killed, perhaps by the host for want of memory"
-
-
-def _on_one_node(directory: Path) -> bool:
-    """Whether the ranks' process numbers are those of this machine."""
-    request = json.loads((directory / "request.json").read_text())
-    return request["config"]["hardware"]["num_nodes"] == 1
 
 
 _NO_PROBE = Probe(
@@ -237,10 +299,11 @@ def _failed(probe: Probe | None, directory: Path, failure: dict[str, Any] | None
     )
 
 
-def _hung(probe: Probe | None, directory: Path, *, warm: bool) -> ProbeResult:
+def _hung(probe: Probe | None, launched: Launched, *, warm: bool) -> ProbeResult:
     """Ask every rank of this machine for its stacks before the group is ended."""
     probe = probe or _NO_PROBE
-    for path in directory.glob("rank*.pid") if _on_one_node(directory) else ():
+    directory = launched.directory
+    for path in directory.glob("rank*.pid") if launched.hardware.num_nodes == 1 else ():
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(path.read_text()), signal.SIGUSR1)
     time.sleep(1.0)
@@ -252,9 +315,3 @@ def _hung(probe: Probe | None, directory: Path, *, warm: bool) -> ProbeResult:
         f"{probe.deadline_seconds:.0f} s; the stacks are in the log",
         log=str(directory / "rank0.log"),
     )
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

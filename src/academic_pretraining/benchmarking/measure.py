@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 from academic_pretraining.analytic import mfu
 from academic_pretraining.benchmarking.effort import Effort
@@ -15,8 +15,9 @@ from academic_pretraining.benchmarking.prediction import (
     waiting_bytes,
 )
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
-from academic_pretraining.benchmarking.scratch import keep, remove_abandoned, session_folder
+from academic_pretraining.benchmarking.scratch import keep
 from academic_pretraining.benchmarking.search import next_probe
+from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import MeasurementError
 from academic_pretraining.methods import Backend
@@ -29,7 +30,7 @@ def measure(
     config: TrainingConfig,
     effort: Effort,
     *,
-    scratch: Path,
+    sessions: Sessions,
     on_probe: Callable[[Probe], None] = lambda probe: None,
 ) -> Measurement:
     """Measure the fastest micro-batch of a configuration.
@@ -37,7 +38,7 @@ def measure(
     Args:
         config: what to measure.
         effort: how thoroughly.
-        scratch: folder for temporary ones, shared by all nodes; logs of failures stay there.
+        sessions: where it runs; the devices are its own from the first session's request on.
         on_probe: called when a probe begins.
 
     Raises:
@@ -46,14 +47,37 @@ def measure(
         MeasurementError: where the model's FLOPs come faster than matrix products alone.
         HardwareMismatchError: the machine is not what was declared.
     """
+    with ExitStack() as devices:
+        return _measure(config, effort, sessions, on_probe, devices)
+
+
+def _measure(
+    config: TrainingConfig,
+    effort: Effort,
+    sessions: Sessions,
+    on_probe: Callable[[Probe], None],
+    devices: ExitStack,
+) -> Measurement:
     began = time.monotonic()
     history: list[ProbeResult] = []
     ends: list[SessionEnd] = []
     crashes = 0
-    remove_abandoned(scratch)
+    waited_seconds = 0.0
+
+    def take_devices() -> None:
+        nonlocal waited_seconds
+        if not ends:
+            waits = time.monotonic()
+            devices.enter_context(sessions.alone())
+            waited_seconds = time.monotonic() - waits
+            sessions.launch_ahead(config.hardware)
+
     while not (ends and ends[-1].finished):
-        with session_folder(scratch) as directory:
-            end = run_session(config, effort, history, directory=directory, on_probe=on_probe)
+        with sessions.open(config.hardware) as launched:
+            directory = launched.directory
+            end = run_session(
+                launched, config, effort, history, on_ready=take_devices, on_probe=on_probe
+            )
             ends.append(end)
             last = end.results[-1] if end.results else None
             if last and last.probe.purpose is Purpose.SAVING:
@@ -77,7 +101,8 @@ def measure(
                     )
                 end.results.pop()
         history += end.results
-    return _conclude(config, history, ends, wall_seconds=time.monotonic() - began)
+    wall_seconds = time.monotonic() - began - waited_seconds
+    return _conclude(config, history, ends, wall_seconds=wall_seconds)
 
 
 def _conclude(
@@ -140,7 +165,7 @@ def _conclude(
         device_name=environment["device_name"],
         device_bytes=environment["device_bytes"],
         seconds={
-            "launch": sum(end.start_seconds for end in ends),
+            "launch": sum(end.start_wait_seconds for end in ends),
             "build": sum(r.build_seconds for r in done),
             "compile and warm-up": sum(r.warm_up_seconds for r in timed),
             "memory ramp": sum(

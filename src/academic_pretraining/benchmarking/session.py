@@ -14,7 +14,7 @@ def main(directory: str, parent: str) -> None:
 
     import torchrunx
 
-    hardware = json.loads((Path(directory) / "request.json").read_text())["config"]["hardware"]
+    hardware = json.loads((Path(directory) / "hardware.json").read_text())
     cpu = hardware["gpu_type"] == "cpu"
     workers = hardware["gpus_per_node"]
     threads = max(1, len(os.sched_getaffinity(0)) // workers)

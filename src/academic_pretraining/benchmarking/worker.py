@@ -19,6 +19,7 @@ from academic_pretraining.benchmarking.ceiling import ceiling_flops
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.failures import classify
 from academic_pretraining.benchmarking.flops import model_flops_per_example
+from academic_pretraining.benchmarking.launch import write_whole
 from academic_pretraining.benchmarking.probe import device_bytes, run_probe
 from academic_pretraining.benchmarking.probes import ProbeResult
 from academic_pretraining.benchmarking.search import next_probe
@@ -26,12 +27,16 @@ from academic_pretraining.config import TrainingConfig, config_from_dict
 from academic_pretraining.errors import HardwareMismatchError
 from academic_pretraining.gpus import gpu_type_of
 
+# How soon a rank that waits notices its request.
+_POLL_SECONDS = 0.05
 # Device memory that may stay allocated after a probe before the process is changed for a new one.
 _LEFTOVER_SHARE = 0.01
 
 
 def work(directory: str) -> None:
     """Run a session's probes on this rank; files in `directory` say what was asked and answered.
+
+    Until the request is there, no device is touched: another session may still be measuring on it.
 
     The first rank to fail leaves its cause there and dies: the session's parent ends the others,
     which may be waiting in a collective.
@@ -49,14 +54,17 @@ def work(directory: str) -> None:
     faulthandler.enable(stream)
     faulthandler.register(signal.SIGUSR1, file=stream, all_threads=True)
     (folder / f"rank{rank}.pid").write_text(str(os.getpid()))
+    (folder / f"rank{rank}.ready").touch()
     try:
+        while not (folder / "request.json").exists():
+            time.sleep(_POLL_SECONDS)
         _probe_on(folder, rank)
     except BaseException as error:
         traceback.print_exc()
         failure = dataclasses.asdict(classify(error)) | {"log": str(log), "time": time.time()}
         if isinstance(error, HardwareMismatchError):
             failure["mismatch"] = str(error)
-        _write(folder / f"rank{rank}.failure.json", failure)
+        write_whole(folder / f"rank{rank}.failure.json", failure)
         os._exit(1)
 
 
@@ -118,9 +126,3 @@ def _check_device(config: TrainingConfig, cuda: bool) -> None:
 def _tell(folder: Path, event: dict[str, Any]) -> None:
     with (folder / "events.jsonl").open("a") as stream:
         stream.write(json.dumps(event | {"time": time.time()}) + "\n")
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(data))
-    temporary.rename(path)
