@@ -1,15 +1,19 @@
 """How far the predicted step time and peak memory are from those of real training.
 
 `python benchmarks/prediction_accuracy.py --output FILE.csv [--steps 10] [--limit-seconds S]
-[--only LABEL ...]` takes every measured setting of the workspace (`TANGO_WORKSPACE_DIR`, else
-tango_workspace/) that fits this machine, exports it, trains it with scripts/training.py at the
-recipe's real global batch for so many optimizer steps, and adds a row to the file. Settings that
-have a row already are left out, so that the same command goes on.
+[--models M ...] [--only LABEL ...] [--part I/N]` takes every measured setting of the workspace
+(`TANGO_WORKSPACE_DIR`, else tango_workspace/) that fits this machine, exports it, trains it with
+scripts/training.py at the recipe's real global batch for so many optimizer steps, and adds a row to
+the file. Settings that have a row already are left out, so that the same command goes on. It takes
+turns with scripts that measure on the same GPUs; `--part 0/2` and `--part 1/2` share the settings
+between two processes, with a file each.
 """
 
 import argparse
 import json
+import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,6 +25,7 @@ from typing import Any
 import polars as pl
 
 from academic_pretraining.gpus import detect_hardware
+from academic_pretraining.occupancy import gpus_alone
 from academic_pretraining.results import frame, method_of, select
 from experiments.workspace import read_records
 
@@ -35,20 +40,29 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--limit-seconds", type=float, default=float("inf"))
+    parser.add_argument("--models", nargs="*")
     parser.add_argument("--only", nargs="*", help="labels, such as 'free-lunch + ZeRO-2'")
+    parser.add_argument("--part", default="0/1")
     options = parser.parse_args()
     deadline = time.monotonic() + options.limit_seconds
     rows = read(options.output)
+    part, parts = map(int, options.part.split("/"))
     for setting in settings():
         label = method_of(setting).label
-        known = any((row["model"], row["method"]) == (setting["model"], label) for row in rows)
+        if sum(f"{setting['model']} {label}".encode()) % parts != part:
+            continue
+        if options.models and setting["model"] not in options.models:
+            continue
+        names = ("model", "gpu_type", "gpus_per_node")
+        wanted = [label, *(setting[name] for name in names)]
+        known = any([row["method"], *(row[name] for name in names)] == wanted for row in rows)
         if known or (options.only and label not in options.only):
             continue
         # What is known about it already says whether it would end in time.
         if time.monotonic() + SETUP_SECONDS + setting["step_seconds"] * options.steps > deadline:
             print(f"left out for want of time: {setting['model']} {label}", file=sys.stderr)
             continue
-        if row := compare(setting, options.steps, deadline - time.monotonic()):
+        if row := compare(setting, options.steps, deadline):
             rows.append(row)
             pl.DataFrame(rows).write_csv(options.output)
     if rows:
@@ -69,18 +83,19 @@ def settings() -> list[dict[str, Any]]:
     return pl.concat(parts or [results]).sort("step_seconds").to_dicts()
 
 
-def compare(setting: dict[str, Any], steps: int, seconds: float) -> dict[str, Any] | None:
-    """Train one setting; `None` where that failed or took too long."""
+def compare(setting: dict[str, Any], steps: int, deadline: float) -> dict[str, Any] | None:
+    """Train one setting; `None` where that failed or was not over in time."""
     label = method_of(setting).label
     with tempfile.TemporaryDirectory() as folder:
         arguments = Path(folder) / "arguments.json"
         run("to_training_arguments.py", "--output", arguments, *flags(setting))
         try:
-            run(
-                *("training.py", "--output-dir", folder, "--model-type", setting["model"]),
-                *("--training-arguments", arguments, "--stop-after-steps", steps),
-                timeout=seconds,
-            )
+            with gpus_alone(detect_hardware(os.environ), os.environ):
+                run(
+                    *("training.py", "--output-dir", folder, "--model-type", setting["model"]),
+                    *("--training-arguments", arguments, "--stop-after-steps", steps),
+                    timeout=deadline - time.monotonic(),
+                )
             speed = json.loads((Path(folder) / "speed.json").read_text())
         except (subprocess.SubprocessError, OSError) as error:
             print(f"no comparison for {setting['model']} {label}: {error}", file=sys.stderr)
@@ -120,14 +135,20 @@ def flags(setting: dict[str, Any]) -> list[str]:
     return words
 
 
-def run(script: str, *words: object, timeout: float | None = None) -> None:
-    """Run a script; its output goes to stderr, so that the table stands alone."""
-    subprocess.run(
-        [sys.executable, SCRIPTS / script, *map(str, words)],
-        check=True,
-        timeout=timeout,
-        stdout=sys.stderr,
-    )
+def run(script: str, *words: object, timeout: float = float("inf")) -> None:
+    """Run a script and, where it takes too long, end its whole process group.
+
+    Its output goes to stderr, so that the table stands alone.
+    """
+    command = [sys.executable, SCRIPTS / script, *map(str, words)]
+    process = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
+    try:
+        status = process.wait(None if math.isinf(timeout) else max(timeout, 0.0))
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    if status:
+        raise subprocess.CalledProcessError(status, command)
 
 
 def report(rows: list[dict[str, Any]]) -> None:

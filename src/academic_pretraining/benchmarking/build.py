@@ -11,6 +11,7 @@ import transformers
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
@@ -29,13 +30,30 @@ def build_model_for(
 ) -> PreTrainedModel:
     """Build what a Trainer of these arguments trains, where it will train it.
 
-    Its weights are drawn on the GPU, which takes a fraction of the CPU's time. What FSDP or
-    DeepSpeed divide or halve may be too large for that: it is built on the CPU, under ZeRO-3 in
-    shards. CPU, GPU and ZeRO-3 draw other numbers from the same seed, alike on all ranks.
+    Weights are drawn on the GPU, which takes a fraction of the CPU's time. A model that FSDP or
+    DeepSpeed divide or halve goes back to the CPU then, and is drawn there where it might not fit;
+    under ZeRO-3 it comes up in shards. CPU, GPU and ZeRO-3 draw other numbers from the same seed,
+    alike on all ranks.
     """
+    how: Any = {"attention": attention, "free_lunch": free_lunch, "seed": arguments.seed}
     divided = arguments.fsdp or arguments.deepspeed
-    with contextlib.nullcontext() if divided else arguments.device:
-        return build_model(recipe, attention=attention, free_lunch=free_lunch, seed=arguments.seed)
+    if divided and (is_deepspeed_zero3_enabled() or not _fits_whole(recipe, arguments.device)):
+        return build_model(recipe, **how)
+    with arguments.device:
+        model = build_model(recipe, **how)
+    if divided and arguments.device.type == "cuda":
+        model.to("cpu")
+        # Drawing is not training: its memory is given back and does not count in the peak.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return model
+
+
+def _fits_whole(recipe: ModelRecipe, device: torch.device) -> bool:
+    """Whether fp32 weights take a quarter of a GPU at most; alike on all ranks."""
+    if device.type != "cuda":
+        return False
+    return 16 * recipe.parameter_count <= torch.cuda.get_device_properties(device).total_memory
 
 
 def build_model(

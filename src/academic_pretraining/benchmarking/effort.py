@@ -22,7 +22,7 @@ class Effort:
             expected steps come on top.
     """
 
-    timing_seconds: float = 12.0
+    timing_seconds: float = 8.0
     most_timings: int = 4
     relative_error: float = 0.01
     most_refinements: int = 1
