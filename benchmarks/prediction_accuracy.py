@@ -90,7 +90,7 @@ def compare(setting: dict[str, Any], steps: int, deadline: float) -> dict[str, A
         arguments = Path(folder) / "arguments.json"
         run("to_training_arguments.py", "--output", arguments, *flags(setting))
         try:
-            with gpus_alone(detect_hardware(os.environ), os.environ):
+            with gpus_alone(detect_hardware(os.environ), os.environ, patience_seconds=20.0):
                 run(
                     *("training.py", "--output-dir", folder, "--model-type", setting["model"]),
                     *("--training-arguments", arguments, "--stop-after-steps", steps),

@@ -141,6 +141,8 @@ def _run(
         # Refuses at once what would otherwise be refused setting by setting.
         with alone():
             pass
+    # From now on it may be its own process of the setting before that is still ending.
+    alone = functools.partial(alone, patience_seconds=20.0)
     effort = dataclasses.replace(QUICK if hardware.gpu.is_cpu else Effort(), **limits)
     # Loading libraries for the next setting must not take the cores that this one trains with.
     ahead = not hardware.gpu.is_cpu and len(os.sched_getaffinity(0)) >= 4 * hardware.gpus_per_node

@@ -1,5 +1,4 @@
 import contextlib
-import itertools
 import os
 import subprocess
 import sys
@@ -152,10 +151,8 @@ def test_other_gpus_are_not_waited_for(smi, holder):
         pass
 
 
-def test_strangers_are_refused_unless_allowed(smi, holder, monkeypatch):
-    # Without the patience for those who are just ending.
-    clock = itertools.count(0.0, 30.0)
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+def test_strangers_are_refused_at_once_unless_allowed(smi, holder, monkeypatch):
+    monkeypatch.setattr(time, "sleep", pytest.fail)
     smi((0, 20_480))
     with pytest.raises(DeviceBusyError, match=r"^GPU 1 has 20\.0 GiB"), gpus_alone(TWO, {}):
         pass

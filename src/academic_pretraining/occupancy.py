@@ -14,6 +14,8 @@ from academic_pretraining.gpus import Device, Hardware, ask_nvidia_smi, visible_
 # What drivers and desktops hold is no training: a GiB, or a fiftieth of a large device.
 _IDLE_BYTES = 2**30
 _IDLE_SHARE = 0.02
+# The driver takes a few seconds to give a killed process's memory back.
+_PATIENCE_SECONDS = 20.0
 
 
 def check_idle(
@@ -58,6 +60,7 @@ def gpus_alone(
     environment: Mapping[str, str],
     *,
     allow_busy: bool = False,
+    patience_seconds: float = 0.0,
     on_wait: Callable[[str], None] = lambda text: None,
 ) -> Iterator[None]:
     """Have the GPUs that will be measured without another script of this toolkit, or anybody.
@@ -69,6 +72,7 @@ def gpus_alone(
         hardware: what will be measured; of more nodes than one, only this one is looked at.
         environment: of this process.
         allow_busy: whether others may compute there, who do not belong to this toolkit.
+        patience_seconds: how long to wait for a process of this script that is just ending.
         on_wait: told, once, that another script is being waited for.
 
     Raises:
@@ -87,9 +91,9 @@ def gpus_alone(
                 if not _locks(descriptor, wait=False):
                     on_wait("another measurement is using a GPU: waiting for its end")
                     _locks(descriptor, wait=True)
+                    patience_seconds = max(patience_seconds, _PATIENCE_SECONDS)
         if not allow_busy:
-            # Whoever had them before may still be ending.
-            check_idle(hardware, environment, patience_seconds=20.0)
+            check_idle(hardware, environment, patience_seconds=patience_seconds)
         yield
 
 
