@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainingArguments, set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
@@ -42,7 +42,7 @@ def build_model_for(
     with arguments.device:
         model = build_model(recipe, **how)
     if divided and arguments.device.type == "cuda":
-        model.to("cpu")
+        model.cpu()
         # Drawing is not training: its memory is given back and does not count in the peak.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
