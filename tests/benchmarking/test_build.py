@@ -275,3 +275,15 @@ def test_only_a_whole_model_is_drawn_on_the_device(fsdp, deepspeed):
     arguments: Any = SimpleNamespace(fsdp=fsdp, deepspeed=deepspeed, device=device, seed=3)
     model = build_model_for(arguments, recipe, attention="eager", free_lunch=False)
     assert {parameter.is_meta for parameter in model.parameters()} == {not fsdp and not deepspeed}
+
+
+@every_family
+def test_the_loss_heeds_what_the_trainer_leaves_to_it(recipe):
+    model = build_model(recipe, attention=recipe.attention_kernel).eval()
+    dataset = synthetic_dataset(recipe, 2)
+    batch = default_data_collator([dataset[0], dataset[1]])
+    items = batch["labels"].numel() if recipe.image_size else batch["labels"][:, 1:].numel()
+    # As the Trainer has it for two micro-batches, where it does not divide by two itself.
+    told = model(**batch, num_items_in_batch=2 * items).loss.item()
+    divides = getattr(model, "accepts_loss_kwargs", True)
+    assert told == pytest.approx(model(**batch).loss.item() / (2 if divides else 1), rel=1e-6)
