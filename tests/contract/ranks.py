@@ -1,19 +1,32 @@
-"""Starting ranks of a script, one process each, over gloo."""
+"""Starting ranks of a script, one process each: over gloo, or over NCCL with a GPU each."""
 
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
 
 
-def run_ranks(script: str, folder: Path, *, world_size: int = 2, timeout: float = 900.0) -> None:
-    """Run `script FOLDER` on every rank and wait; what they say is in FOLDER/rankN.log."""
+def run_ranks(
+    script: str,
+    folder: Path,
+    *,
+    world_size: int = 2,
+    timeout_seconds: float = 900.0,
+    gpus: bool = False,
+) -> None:
+    """Run `script FOLDER` on every rank and wait; what they say is in FOLDER/rankN.log.
+
+    The rest of the environment reaches them, such as `NCCL_*`. Without `gpus` they see none.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    # Where the package is not installed, the path that found it here finds it there.
+    paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     ranks = [
         subprocess.Popen(
             [sys.executable, HERE / script, folder],
@@ -25,18 +38,29 @@ def run_ranks(script: str, folder: Path, *, world_size: int = 2, timeout: float 
                 "LOCAL_WORLD_SIZE": str(world_size),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
-                "PYTHONPATH": str(HERE.parent),
+                "PYTHONPATH": os.pathsep.join(paths),
                 "OMP_NUM_THREADS": "1",
-                "CUDA_VISIBLE_DEVICES": "",
-            },
+            }
+            | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""}),
             stdout=(folder / f"rank{rank}.log").open("w"),
             stderr=subprocess.STDOUT,
         )
         for rank in range(world_size)
     ]
+    deadline = time.monotonic() + timeout_seconds
     try:
-        statuses = [rank.wait(timeout=timeout) for rank in ranks]
+        # One that fails leaves the others waiting for it.
+        while any(rank.poll() is None for rank in ranks) and not any(r.returncode for r in ranks):
+            assert time.monotonic() < deadline, f"no end within {timeout_seconds} s{_said(folder)}"
+            time.sleep(0.1)
     finally:
         for rank in ranks:
             rank.kill()
-    assert statuses == [0] * world_size, (folder / "rank0.log").read_text()[-3000:]
+            rank.wait()
+    wrong = [number for number, rank in enumerate(ranks) if rank.returncode]
+    assert not wrong, f"ranks {wrong} failed{_said(folder)}"
+
+
+def _said(folder: Path) -> str:
+    logs = sorted(folder.glob("rank*.log"))
+    return "".join(f"\n{log.name}: {log.read_text(errors='replace')[-3000:]}" for log in logs)
