@@ -63,11 +63,16 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def detail_table(rows: "pl.DataFrame") -> Table:
     """Lay out where the measured steps' FLOPs and time go, fastest first."""
-    table = Table(title="Of one optimizer step", title_justify="left")
+    table = Table(
+        title="Of one optimizer step",
+        title_justify="left",
+        caption="communication: time of the GPUs' exchange, also where computation hides it",
+        caption_justify="left",
+    )
     table.add_column("method", overflow="fold")
     for column in ("model FLOPs", "hardware FLOPs", "ceiling", "of datasheet", "of ceiling"):
         table.add_column(column, justify="right")
-    for column in ("throughput", "data", "optimizer"):
+    for column in ("throughput", "data", "communication", "optimizer"):
         table.add_column(column, justify="right")
     for row in rows.filter(outcome="measured").sort("step_seconds").iter_rows(named=True):
         flops = row["model_flops_per_step"]
@@ -82,6 +87,7 @@ def detail_table(rows: "pl.DataFrame") -> Table:
             _percent(row["ceiling_share"]),
             _throughput(row),
             _percent(row["data_share"]),
+            _percent(row["communication_share"]),
             _percent(row["optimizer_share"]),
         )
     return table

@@ -22,6 +22,7 @@ TIMING = Timing(
     mfu=0.4,
     data_share=0.01,
     optimizer_share=0.03,
+    communication_share=0.05,
 )
 MEASURED = Measurement(
     outcome="measured",

@@ -91,3 +91,11 @@ def test_a_rows_method_is_the_one_that_was_measured():
     rows = frame(record_of(method) for method in METHODS).iter_rows(named=True)
     assert [method_of(row) for row in rows] == METHODS
     assert len(METHODS) == 23
+
+
+def test_a_record_from_before_communication_was_looked_at_is_read():
+    record = changed("measurement.best.communication_share", remove=True)
+    del record["measurement"]["timings"][0]["communication_share"]
+    check_record(record)
+    assert frame([record])["communication_share"].to_list() == [None]
+    assert frame([record_of()])["communication_share"].to_list() == [0.05]

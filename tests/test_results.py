@@ -88,6 +88,7 @@ def test_a_row_in_full():
         "ceiling_flops": 8e14,
         "data_share": 0.01,
         "optimizer_share": 0.03,
+        "communication_share": 0.05,
         "missing_gib": None,
         "restart_seconds": 40.0,
         "save_seconds": 5.0,
@@ -133,6 +134,7 @@ def test_a_setting_that_did_not_fit_has_a_row_without_times():
         *("training_days", "training_days_low", "training_days_high", "units_per_second"),
         "micro_step_seconds",
         *("ceiling_share", "model_flops_per_step", "data_share", "optimizer_share"),
+        "communication_share",
     }
 
 

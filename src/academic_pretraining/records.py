@@ -43,6 +43,8 @@ class Timing:
         data_share: of the step's time, fetching data before the first micro-batch runs.
         optimizer_share: of the step's time, the optimizer; `None` under DeepSpeed, which steps
             inside the backward pass.
+        communication_share: GPU time of NCCL's kernels over the step's, also where computation
+            hides it; 0 on one GPU, `None` on CPUs or where it was not seen.
     """
 
     micro_batch_size: int
@@ -62,6 +64,7 @@ class Timing:
     mfu: float | None
     data_share: float
     optimizer_share: float | None
+    communication_share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +197,7 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "ceiling_flops": ceiling,
         "data_share": best.get("data_share"),
         "optimizer_share": best.get("optimizer_share"),
+        "communication_share": best.get("communication_share"),
         "missing_gib": _gib(missing) if not best else None,
         "restart_seconds": measured.get("restart_seconds"),
         "save_seconds": measured.get("save_seconds"),

@@ -42,6 +42,7 @@ SCHEMA = pl.Schema(
         "ceiling_flops": pl.Float64,
         "data_share": pl.Float64,
         "optimizer_share": pl.Float64,
+        "communication_share": pl.Float64,
         "missing_gib": pl.Float64,
         "restart_seconds": pl.Float64,
         "save_seconds": pl.Float64,

@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,7 @@ from academic_pretraining.benchmarking.effort import QUICK, Effort
 from academic_pretraining.benchmarking.launch import SessionEnd
 from academic_pretraining.benchmarking.measure import measure
 from academic_pretraining.benchmarking.probes import (
+    CommunicationSample,
     Outcome,
     Probe,
     ProbeResult,
@@ -62,7 +64,12 @@ def given() -> list[tuple[list[ProbeResult], Path]]:
 def play(monkeypatch, tiny_config, tmp_path, given, unlaunched):
     """Measure with sessions that end as a list says."""
 
-    def run(*sessions: list[ProbeResult], last_is_finished: bool = True):
+    def run(
+        *sessions: list[ProbeResult],
+        last_is_finished: bool = True,
+        gpu_type: str = "h200",
+        workers: int = 2,
+    ):
         ends = list(sessions)
 
         def run_session(launched, config, effort, history, *, on_ready, on_probe):
@@ -81,7 +88,7 @@ def play(monkeypatch, tiny_config, tmp_path, given, unlaunched):
             return end
 
         monkeypatch.setattr(measure_module, "run_session", run_session)
-        config = tiny_config(gpu_type="h200", global_batch_size=64)
+        config = tiny_config(gpu_type=gpu_type, workers=workers, global_batch_size=64)
         return measure(config, Effort(), sessions=Sessions(tmp_path / "new" / "scratch"))
 
     return run
@@ -221,6 +228,7 @@ def test_seconds_are_divided_by_phase(play):
         "build": 9.0,
         "compile and warm-up": 11.0,
         "memory ramp": 6.0,
+        "communication": 0.0,
         "saving": 0.0,
         "timing": 14.0,
     }
@@ -322,3 +330,44 @@ def test_a_checkpoint_without_optimizer_state_is_not_taken_for_one(play):
     found = play([a_result(4), a_checkpoint(checkpoint_bytes=10**6)])
     assert found.save_seconds is None
     assert found.save_error.startswith("fp16 overflows")
+
+
+def seen(accumulation: int, seconds: float, kernels: int) -> CommunicationSample:
+    return CommunicationSample(accumulation=accumulation, kernels=kernels, seconds=seconds)
+
+
+def an_exchange(**changes) -> ProbeResult:
+    # 0.01 s a step and 0.02 s a micro-batch.
+    samples = (seen(3, 0.07, 5), seen(1, 0.03, 3))
+    figures: dict[str, Any] = {"communication": samples}
+    return a_result(1, purpose=Purpose.COMMUNICATION, **(figures | changes))
+
+
+def test_communication_is_a_share_of_each_real_step(play):
+    found = play([a_result(4, step=2.0), a_result(16, step=1.0), an_exchange(seconds=9.0)])
+    # Eight and two micro-batches, in 8 s and 1 s.
+    shares = {t.micro_batch_size: t.communication_share for t in found.timings}
+    assert shares == {4: pytest.approx(0.17 / 8), 16: pytest.approx(0.05)}
+    assert found.best.communication_share == shares[16]
+    assert found.seconds["communication"] == 9.0
+
+
+@pytest.mark.parametrize(
+    ("where", "share"), [({"workers": 1}, 0.0), ({"gpu_type": "cpu"}, None), ({}, None)]
+)
+def test_communication_that_nobody_looked_at(play, where, share):
+    assert play([a_result(4)], **where).best.communication_share == share
+
+
+@pytest.mark.parametrize("outcome", [Outcome.CRASHED, Outcome.HUNG, Outcome.OUT_OF_MEMORY])
+def test_communication_that_cannot_be_seen_costs_neither_timing_nor_checkpoint(
+    play, given, outcome
+):
+    failed = an_exchange(outcome=outcome, communication=(), cause="no CUPTI", transient=False)
+    found = play([a_result(4), failed], [a_checkpoint()])
+    (_, first), (history, _) = given
+    assert [r.probe.purpose for r in history] == [Purpose.TIMING, Purpose.COMMUNICATION]
+    assert (first / "rank0.log").exists()
+    assert found.best.communication_share is None
+    assert found.save_seconds == 3.0
+    assert found.out_of_memory_micro_batch_size is None

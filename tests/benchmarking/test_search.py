@@ -1,3 +1,4 @@
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
@@ -16,7 +17,7 @@ from academic_pretraining.methods import Method
 from academic_pretraining.models import get_model
 
 GIB = 2**30
-NORMAL = Effort(saves=False)
+NORMAL = Effort(profiles=False, saves=False)
 
 
 @dataclass(kw_only=True)
@@ -116,7 +117,7 @@ devices = st.builds(
 @given(device=devices, gpus=st.sampled_from([1, 2, 3, 6, 8]), most=st.integers(1, 6))
 def test_every_search_ends_with_the_fastest_of_what_it_timed(device, gpus, most):
     config = config_on(gpus=gpus, batch_tolerance=0.01)
-    history = search(config, device, Effort(most_timings=most, saves=False))
+    history = search(config, device, dataclasses.replace(NORMAL, most_timings=most))
     fitted = timed(history)
     assert len(fitted) <= most
     assert len(set(fitted)) == len(fitted)
@@ -232,7 +233,9 @@ def test_a_cpu_is_timed_without_a_memory_ramp():
 
 
 def test_only_the_wanted_sizes_are_considered():
-    history = search(config_on(), Device(), Effort(micro_batch_sizes=(2, 8, 7), saves=False))
+    history = search(
+        config_on(), Device(), dataclasses.replace(NORMAL, micro_batch_sizes=(2, 8, 7))
+    )
     assert {r.probe.micro_batch_size for r in history} == {2, 8}
 
 
@@ -242,7 +245,7 @@ def test_only_the_wanted_sizes_are_considered():
 def test_timing_runs_hold_real_steps_or_two_lengths_to_extrapolate_from(per_example, gpus, wish):
     config = config_on(gpus=gpus)
     device = Device(per_example_seconds=per_example, launch_seconds=0.0)
-    for result in search(config, device, Effort(timing_seconds=wish, saves=False)):
+    for result in search(config, device, dataclasses.replace(NORMAL, timing_seconds=wish)):
         probe = result.probe
         if probe.purpose is Purpose.MEMORY or result.outcome is not Outcome.OK:
             continue
@@ -268,3 +271,42 @@ def test_one_checkpoint_is_written_in_the_end(device, effort, saved):
     assert sizes(history, Purpose.SAVING, Outcome.OK) == saved
     assert not saved or history[-1].probe.purpose is Purpose.SAVING
     assert not any(r.probe.compile for r in history if r.probe.purpose is Purpose.SAVING)
+
+
+@pytest.mark.parametrize(
+    ("gpu_type", "gpus", "device", "effort", "last"),
+    [
+        ("a100", 2, Device(), Effort(), [Purpose.COMMUNICATION, Purpose.SAVING]),
+        ("a100", 2, Device(), Effort(saves=False), [Purpose.COMMUNICATION]),
+        ("a100", 2, Device(), Effort(profiles=False), [Purpose.SAVING]),
+        # Nobody to talk to, and no GPU to look at.
+        ("a100", 1, Device(), Effort(), [Purpose.SAVING]),
+        ("cpu", 2, Device(), Effort(), [Purpose.SAVING]),
+        # What does not fit is not looked at.
+        ("a100", 2, Device(static=100 * GIB), Effort(), []),
+    ],
+)
+def test_communication_is_looked_at_between_timing_and_saving(gpu_type, gpus, device, effort, last):
+    purposes = [r.probe.purpose for r in search(config_on(gpu_type, gpus), device, effort)]
+    needed = [p for p in purposes if p in (Purpose.MEMORY, Purpose.TIMING)]
+    assert purposes == needed + last
+
+
+def test_communication_is_looked_at_eagerly_in_steps_of_two_lengths():
+    [probe] = [
+        r.probe
+        for r in search(config_on(), Device(), Effort(saves=False))
+        if r.probe.purpose is Purpose.COMMUNICATION
+    ]
+    assert (probe.micro_batch_size, probe.high, probe.low, probe.compile) == (1, 3, 1, False)
+    assert probe.optimizer_steps > probe.warm_up_steps + 3
+
+
+@pytest.mark.parametrize("outcome", [Outcome.CRASHED, Outcome.HUNG, Outcome.OUT_OF_MEMORY])
+def test_communication_that_was_not_seen_is_not_looked_at_again(outcome):
+    history = search(config_on(), Device(), Effort(saves=False))
+    failed = dataclasses.replace(history[-1], outcome=outcome, samples=())
+    assert failed.probe.purpose is Purpose.COMMUNICATION
+    probe = next_probe(config_on(), Effort(), [*history[:-1], failed])
+    assert probe is not None
+    assert probe.purpose is Purpose.SAVING

@@ -15,9 +15,10 @@ class Effort:
         high_steps, epochs, warm_up_steps: shape of a timing run, as in `Probe`.
         usable_memory: share of the device's memory that a predicted peak may fill.
         micro_batch_sizes: sizes to consider; empty for all that divide the batch.
+        profiles: whether to look at communication in the end, on several GPUs.
         saves: whether to write a checkpoint in the end, and time it.
         largest_checkpoint_bytes: above this none is written, for want of time.
-        memory_deadline_seconds: limit of a memory probe, and of writing a checkpoint.
+        memory_deadline_seconds: limit of a memory probe, and of each of these two.
         timing_deadline_seconds: limit of a timing probe, compilation included; three times its
             expected steps come on top.
     """
@@ -31,6 +32,7 @@ class Effort:
     warm_up_steps: int = 2
     usable_memory: float = 0.94
     micro_batch_sizes: tuple[int, ...] = ()
+    profiles: bool = True
     saves: bool = True
     largest_checkpoint_bytes: float = 40e9
     memory_deadline_seconds: float = 300.0

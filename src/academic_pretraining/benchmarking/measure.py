@@ -1,11 +1,12 @@
 """A configuration's measurement: sessions until the search is over."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
 from academic_pretraining.analytic import mfu
+from academic_pretraining.benchmarking.communication import communication_seconds
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.launch import SessionEnd, run_session
 from academic_pretraining.benchmarking.prediction import (
@@ -14,7 +15,14 @@ from academic_pretraining.benchmarking.prediction import (
     timings,
     waiting_bytes,
 )
-from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
+from academic_pretraining.benchmarking.probes import (
+    OPTIONAL,
+    CommunicationSample,
+    Outcome,
+    Probe,
+    ProbeResult,
+    Purpose,
+)
 from academic_pretraining.benchmarking.scratch import keep
 from academic_pretraining.benchmarking.search import next_probe
 from academic_pretraining.benchmarking.sessions import Sessions
@@ -85,13 +93,17 @@ def _measure(
                 end.finished = True
                 if last.outcome is not Outcome.OK:
                     keep(directory)
+            elif last and last.probe.purpose is Purpose.COMMUNICATION:
+                # A failed one stays in the history, so that the next session goes on to the last.
+                if last.outcome is not Outcome.OK:
+                    keep(directory)
             elif last and last.outcome is Outcome.COMPILE_FAILED:
                 keep(directory)
             elif last and last.outcome in _NO_RESULT:
                 keep(directory)
                 pending = next_probe(config, effort, [*history, *end.results[:-1]])
-                if pending and pending.purpose is Purpose.SAVING:
-                    # It died before it came to the checkpoint.
+                if pending and pending.purpose in OPTIONAL:
+                    # It died before it came to what is not needed.
                     end.finished = True
                 crashes += not end.finished
                 if not end.finished and (crashes == 2 or not last.transient):
@@ -130,21 +142,25 @@ def _conclude(
         (
             r
             for r in reversed(history)
-            if r.outcome is Outcome.OUT_OF_MEMORY and r.probe.purpose is not Purpose.SAVING
+            if r.outcome is Outcome.OUT_OF_MEMORY and r.probe.purpose not in OPTIONAL
         ),
         None,
     )
     done = [r for r in history if r.outcome is Outcome.OK]
     timed = [r for r in done if r.probe.purpose is Purpose.TIMING]
-    saving = next((r for r in history if r.probe.purpose is Purpose.SAVING), None)
+    saving, exchange = (
+        next((r for r in history if r.probe.purpose is purpose), None)
+        for purpose in (Purpose.SAVING, Purpose.COMMUNICATION)
+    )
+    seen = exchange.communication if exchange else ()
     if saving and saving.save_seconds and saving.checkpoint_bytes < _whole_bytes(config):
         saving = replace(
             saving, save_seconds=None, cause="fp16 overflows kept the optimizer from its first step"
         )
     return Measurement(
         outcome="measured" if best else "out of memory",
-        best=_timing(config, best, flops) if best else None,
-        timings=tuple(_timing(config, r, flops) for r in timings(config, history)),
+        best=_timing(config, best, flops, seen) if best else None,
+        timings=tuple(_timing(config, r, flops, seen) for r in timings(config, history)),
         memory_ramp=tuple(
             (r.probe.micro_batch_size, r.peak_bytes)
             for r in done
@@ -171,6 +187,7 @@ def _conclude(
             "memory ramp": sum(
                 r.seconds - r.build_seconds for r in done if r.probe.purpose is Purpose.MEMORY
             ),
+            "communication": exchange.seconds - exchange.build_seconds if exchange else 0.0,
             "saving": saving.seconds - saving.build_seconds if saving else 0.0,
             "timing": sum(r.seconds - r.build_seconds - r.warm_up_seconds for r in timed),
             "all": wall_seconds,
@@ -223,7 +240,9 @@ def _compile_state(best: ProbeResult | None, history: list[ProbeResult]) -> str:
     return "on" if best is None and any(r.probe.compile for r in history) else "off"
 
 
-def _timing(config: TrainingConfig, result: ProbeResult, flops: int) -> Timing:
+def _timing(
+    config: TrainingConfig, result: ProbeResult, flops: int, seen: Sequence[CommunicationSample]
+) -> Timing:
     plan = config.plan_at(result.probe.micro_batch_size)
     step = predicted_step_time(config, result)
     longest = max(s.accumulation for s in result.samples)
@@ -249,4 +268,21 @@ def _timing(config: TrainingConfig, result: ProbeResult, flops: int) -> Timing:
         mfu=mfu(config, plan, model_flops_per_example=flops, step_seconds=step.seconds),
         data_share=data,
         optimizer_share=None if config.method.sharding.backend is Backend.DEEPSPEED else optimizer,
+        communication_share=_communication_share(
+            config, seen, plan.gradient_accumulation_steps, step.seconds
+        ),
     )
+
+
+def _communication_share(
+    config: TrainingConfig,
+    seen: Sequence[CommunicationSample],
+    accumulation: int,
+    step_seconds: float,
+) -> float | None:
+    if config.hardware.gpu.is_cpu:
+        return None
+    if config.hardware.world_size == 1:
+        return 0.0
+    exchanging = communication_seconds(seen, accumulation)
+    return exchanging / step_seconds if exchanging is not None else None

@@ -11,6 +11,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from academic_pretraining.benchmarking.build import build_model_for, synthetic_dataset
+from academic_pretraining.benchmarking.communication import CommunicationTimer, transfers
 from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
 from academic_pretraining.benchmarking.in_force import check_in_force
 from academic_pretraining.benchmarking.probes import (
@@ -55,6 +56,9 @@ def run_probe(
     saver = SaveTimer(cuda=cuda)
     if probe.purpose is Purpose.SAVING:
         trainer.add_callback(saver)
+    exchange = CommunicationTimer(probe.warm_up_steps)
+    if probe.purpose is Purpose.COMMUNICATION:
+        trainer.add_callback(exchange)
     timer.on_warm = on_warm
     built = time.perf_counter()
     graphs_before = _compiled_graphs()
@@ -67,10 +71,11 @@ def run_probe(
         "reserved_bytes": torch.cuda.max_memory_reserved() if cuda else 0,
         "graphs": _compiled_graphs() - graphs_before,
         "warm_up_seconds": timer.warm_up_seconds,
+        "communication": exchange.samples,
         "save_seconds": saver.seconds,
         "save_peak_bytes": saver.peak_bytes,
     }
-    del trainer, timer, saver
+    del trainer, timer, saver, exchange
     _clean_up(cuda)
     mine["leftover_bytes"] = torch.cuda.memory_allocated() if cuda else 0
     mine["device_bytes"] = device_bytes(cuda)
@@ -94,6 +99,7 @@ def run_probe(
                 "save_peak_bytes",
             )
         },
+        communication=transfers([rank["communication"] for rank in everyone]),
         checkpoint_bytes=sum(path.stat().st_size for path in saved if path.is_file()),
         save_seconds=max(
             (rank["save_seconds"] for rank in everyone if rank["save_seconds"] is not None),

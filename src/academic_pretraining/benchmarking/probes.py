@@ -10,7 +10,12 @@ class Purpose(enum.StrEnum):
 
     MEMORY = "memory"
     TIMING = "timing"
+    COMMUNICATION = "communication"
     SAVING = "saving"
+
+
+OPTIONAL = (Purpose.COMMUNICATION, Purpose.SAVING)
+"""What comes last, and whose failure costs nothing but itself."""
 
 
 class Outcome(enum.StrEnum):
@@ -32,7 +37,7 @@ class Probe:
     `low` is given, a last one with `low`: the Trainer's own remainder of an epoch.
 
     Attributes:
-        purpose: memory, timing, or saving a checkpoint.
+        purpose: memory, timing, looking at communication, or saving a checkpoint.
         micro_batch_size: examples a GPU takes at once.
         high: gradient accumulation steps of most steps.
         low: accumulation of each epoch's last step; 0 for none.
@@ -91,6 +96,21 @@ class StepSample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CommunicationSample:
+    """One profiled optimizer step.
+
+    Attributes:
+        accumulation: micro-batches of one GPU in it.
+        kernels: how many of NCCL's kernels ran on the GPU.
+        seconds: their durations, added up.
+    """
+
+    accumulation: int
+    kernels: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProbeResult:
     """What became of a probe.
 
@@ -108,6 +128,7 @@ class ProbeResult:
         build_seconds: model, dataset and Trainer.
         warm_up_seconds: until the end of the first optimizer step, compilation included.
         seconds: the whole probe.
+        communication: the profiled steps; empty for other purposes.
         save_seconds: writing a checkpoint, at the slowest rank; `None` for other purposes.
         checkpoint_bytes: what was written, all ranks' files on a shared file system.
         save_peak_bytes: largest memory allocated on any device meanwhile.
@@ -129,6 +150,7 @@ class ProbeResult:
     build_seconds: float = 0.0
     warm_up_seconds: float = 0.0
     seconds: float = 0.0
+    communication: tuple[CommunicationSample, ...] = ()
     save_seconds: float | None = None
     checkpoint_bytes: int = 0
     save_peak_bytes: int = 0
@@ -145,5 +167,6 @@ class ProbeResult:
         """Read what `to_dict` wrote."""
         probe = Probe(**{**data["probe"], "purpose": Purpose(data["probe"]["purpose"])})
         samples = tuple(StepSample(**sample) for sample in data["samples"])
-        outcome = Outcome(data["outcome"])
-        return cls(**{**data, "probe": probe, "samples": samples, "outcome": outcome})
+        communication = tuple(CommunicationSample(**s) for s in data["communication"])
+        changed = {"probe": probe, "samples": samples, "communication": communication}
+        return cls(**{**data, **changed, "outcome": Outcome(data["outcome"])})

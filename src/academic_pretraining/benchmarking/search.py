@@ -4,7 +4,8 @@ First the memory: short eager runs at small micro-batches, whose peaks lie on a 
 largest micro-batch that should fit. Then the time, there and at its smaller neighbours until
 they get slower; a larger neighbour follows where the peaks seen under timing leave room for it.
 Then, where the steps vary so much that the real step, with its many micro-batches, is uncertain,
-the best one is timed again with longer accumulation. Last, a checkpoint is written.
+the best one is timed again with longer accumulation. Last, communication between GPUs is looked
+at, and a checkpoint is written.
 Every rank of a session, and the session that carries on after one died, takes the same decision
 from the same history.
 """
@@ -39,7 +40,11 @@ def next_probe(
     compiles = config.compiles and not _compile_failed(history)
     size = _next_timing(config, plans, effort, history)
     if size is None:
-        return _refinement(config, effort, history) or _saving_probe(config, plans, effort, history)
+        return (
+            _refinement(config, effort, history)
+            or _communication_probe(config, plans, effort, history)
+            or _saving_probe(config, plans, effort, history)
+        )
     return _timing_probe(plans[size], effort, history, compiles=compiles)
 
 
@@ -205,6 +210,32 @@ def _fits(
 
 def _compile_failed(history: Sequence[ProbeResult]) -> bool:
     return any(r.outcome is Outcome.COMPILE_FAILED for r in history)
+
+
+def _communication_probe(
+    config: TrainingConfig,
+    plans: dict[int, BatchPlan],
+    effort: Effort,
+    history: Sequence[ProbeResult],
+) -> Probe | None:
+    """Profile steps of two lengths; what is exchanged does not depend on the micro-batch."""
+    hardware = config.hardware
+    done = any(r.probe.purpose is Purpose.COMMUNICATION for r in history)
+    if not effort.profiles or done or hardware.gpu.is_cpu or hardware.world_size == 1:
+        return None
+    if best_timing(config, history) is None:
+        return None
+    return Probe(
+        purpose=Purpose.COMMUNICATION,
+        micro_batch_size=min(plans),
+        high=3,
+        low=1,
+        high_steps=2,
+        # As many as fp16 overflows may leave some of.
+        epochs=4,
+        compile=False,
+        deadline_seconds=effort.memory_deadline_seconds,
+    )
 
 
 def _saving_probe(
