@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from tango.format import JsonFormat
 from tango.step import Step
@@ -14,9 +14,12 @@ from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.measure import measure
 from academic_pretraining.benchmarking.probes import Probe
 from academic_pretraining.benchmarking.sessions import Sessions
+from academic_pretraining.benchmarking.storage import check_takes_more
 from academic_pretraining.config import TrainingConfig
+from academic_pretraining.errors import MeasurementError
 from academic_pretraining.records import to_record
 from experiments.identity import cache_key, library_versions
+from experiments.store import RecordWorkspace
 
 
 class MeasureStep(Step[dict[str, Any]]):
@@ -30,7 +33,24 @@ class MeasureStep(Step[dict[str, Any]]):
     context: "MeasureContext"
 
     def run(self, key: str) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Measure; `key` only identifies the step, the configuration comes in the context."""
+        """Measure; `key` only identifies the step, the configuration comes in the context.
+
+        Raises:
+            MeasurementError: no result for this setting, also for what the system refused it.
+            OSError: the workspace takes no more, so that no other setting could be measured.
+        """
+        try:
+            return self._measure(key)
+        except BrokenPipeError:
+            # Nobody listens to what the setting is doing.
+            raise
+        except OSError as error:
+            check_takes_more(cast(RecordWorkspace, self.workspace).dir)
+            raise MeasurementError(
+                f"{self.context.config.label}: not measured: {type(error).__name__}: {error}"
+            ) from error
+
+    def _measure(self, key: str) -> dict[str, Any]:
         context = self.context
         measurement = measure(
             context.config, context.effort, sessions=context.sessions, on_probe=context.on_probe

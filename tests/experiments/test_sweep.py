@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import errno
 import json
 import re
 import subprocess
@@ -245,6 +246,54 @@ def test_an_unusable_workspace_is_refused_with_advice(configs, measurer, log, tm
     )
     assert re.fullmatch(f"{start}.+{end}", str(caught.value))
     assert measurer.taken() == []
+
+
+REFUSED = [
+    FileNotFoundError(errno.ENOENT, "No such file or directory", "/gone/python"),
+    BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+    PermissionError(errno.EACCES, "Permission denied", "/elsewhere/rank0.log"),
+    OSError(errno.ENOSPC, "No space left on device", "/elsewhere/tmp"),
+]
+
+
+@pytest.mark.parametrize("error", REFUSED, ids=lambda error: type(error).__name__)
+def test_what_the_system_refuses_one_setting_does_not_end_the_grid(
+    error, walk, configs, measurer, tmp_path
+):
+    measurer.errors = {configs[1].label: error}
+    end = walk(configs)
+    assert measured(end) == [configs[0], *configs[2:]]
+    cause = f"{configs[1].label}: not measured: {type(error).__name__}: {error}"
+    assert end.failures == {configs[1].method.label: cause}
+    assert incomplete(configs, tmp_path / "workspace") == [configs[1]]
+    left = {path.name for path in (tmp_path / "workspace").iterdir()}
+    assert left == {"cache", "locks"}
+    measurer.errors.clear()
+    assert walk(configs).measured == 1
+
+
+def test_the_same_ends_the_grid_where_the_workspace_takes_no_more(
+    walk, configs, measurer, monkeypatch, tmp_path
+):
+    def check(folder):
+        assert folder == tmp_path / "workspace"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("experiments.steps.check_takes_more", check)
+    measurer.errors = {configs[1].label: OSError("any")}
+    workspace = tmp_path / "workspace"
+    advice = re.escape(f"the workspace {workspace} cannot be used ([Errno 28] No space left")
+    with pytest.raises(AcademicPretrainingError, match=f"^{advice}"):
+        walk(configs)
+    assert measurer.taken() == configs[:2]
+    assert incomplete(configs, workspace) == configs[1:]
+
+
+def test_nobody_listening_ends_the_grid(walk, configs, measurer):
+    measurer.errors = {configs[1].label: BrokenPipeError(errno.EPIPE, "Broken pipe")}
+    with pytest.raises(BrokenPipeError):
+        walk(configs)
+    assert measurer.taken() == configs[:2]
 
 
 def test_a_busy_gpu_costs_a_setting_its_result_and_no_more(walk, configs, measurer):

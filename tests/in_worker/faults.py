@@ -11,11 +11,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch._inductor.compile_fx
-import torch.distributed as dist
+from faulty import in_forward, instead_of_a_probe, is_faulty, mark, now
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from academic_pretraining.benchmarking import probe
@@ -33,47 +32,47 @@ NCCL_NETWORK = "NCCL error: remote process exited or there was a network error"
 
 
 def raises(worker) -> None:
-    _instead_of_a_probe(worker, _raise)
+    instead_of_a_probe(worker, _raise)
 
 
 def raises_unpicklable(worker) -> None:
-    _instead_of_a_probe(worker, _raise_unpicklable)
+    instead_of_a_probe(worker, _raise_unpicklable)
 
 
 def is_killed(worker) -> None:
-    _instead_of_a_probe(worker, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    instead_of_a_probe(worker, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def segfaults(worker) -> None:
-    _instead_of_a_probe(worker, lambda: ctypes.string_at(0))
+    instead_of_a_probe(worker, lambda: ctypes.string_at(0))
 
 
 def exits(worker) -> None:
-    _instead_of_a_probe(worker, lambda: sys.exit(7))
+    instead_of_a_probe(worker, lambda: sys.exit(7))
 
 
 def hangs(worker) -> None:
-    _instead_of_a_probe(worker, _sleep_for_ever)
+    instead_of_a_probe(worker, _sleep_for_ever)
 
 
 def runs_out_of_memory(worker) -> None:
-    _instead_of_a_probe(worker, _run_out_of_memory)
+    instead_of_a_probe(worker, _run_out_of_memory)
 
 
 def lacks_memory_for_cublas(worker) -> None:
-    _instead_of_a_probe(worker, lambda: _raise(RuntimeError(CUBLAS)))
+    instead_of_a_probe(worker, lambda: _raise(RuntimeError(CUBLAS)))
 
 
 def lacks_memory_for_nccl(worker) -> None:
-    _instead_of_a_probe(worker, lambda: _raise(RuntimeError(NCCL)))
+    instead_of_a_probe(worker, lambda: _raise(RuntimeError(NCCL)))
 
 
 def loses_nccl(worker) -> None:
-    _instead_of_a_probe(worker, lambda: _raise(RuntimeError(NCCL_NETWORK)))
+    instead_of_a_probe(worker, lambda: _raise(RuntimeError(NCCL_NETWORK)))
 
 
 def runs_out_of_host_memory(worker) -> None:
-    _instead_of_a_probe(worker, lambda: torch.empty(2**50, dtype=torch.uint8))
+    instead_of_a_probe(worker, lambda: torch.empty(2**50, dtype=torch.uint8))
 
 
 def runs_out_of_memory_in_forward(worker) -> None:
@@ -82,7 +81,7 @@ def runs_out_of_memory_in_forward(worker) -> None:
         model.register_forward_pre_hook(lambda *_: _run_out_of_memory_later())
         return model
 
-    _mark(worker)
+    mark(worker)
     probe.build_model_for = build
 
 
@@ -92,21 +91,21 @@ def runs_out_of_memory_in_backward(worker) -> None:
         next(model.parameters()).register_hook(lambda _: _run_out_of_memory_later())
         return model
 
-    _mark(worker)
+    mark(worker)
     probe.build_model_for = build
 
 
 def runs_out_of_memory_in_the_optimizer(worker) -> None:
-    _mark(worker)
+    mark(worker)
     register_optimizer_step_pre_hook(lambda *_: _run_out_of_memory_later())
 
 
 def fills_the_gpu(worker) -> None:
-    _in_forward(worker, lambda: torch.empty(2**45, dtype=torch.uint8, device="cuda"))
+    in_forward(worker, lambda: torch.empty(2**45, dtype=torch.uint8, device="cuda"))
 
 
 def pins_too_much(worker) -> None:
-    _in_forward(worker, lambda: torch.empty(2**45, dtype=torch.uint8, pin_memory=True))
+    in_forward(worker, lambda: torch.empty(2**45, dtype=torch.uint8, pin_memory=True))
 
 
 def trips_an_assertion_on_the_gpu(worker) -> None:
@@ -114,11 +113,11 @@ def trips_an_assertion_on_the_gpu(worker) -> None:
         torch.ones(1, device="cuda")[torch.tensor([5], device="cuda")]
         torch.cuda.synchronize()
 
-    _in_forward(worker, fault)
+    in_forward(worker, fault)
 
 
 def dies_in_training(worker) -> None:
-    _in_forward(worker, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    in_forward(worker, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def hangs_while_loading(worker) -> None:
@@ -130,21 +129,21 @@ def hangs_while_loading(worker) -> None:
             return len(self.dataset)
 
         def __getitem__(self, index):
-            if _is_faulty():
+            if is_faulty():
                 _sleep_for_ever()
             return self.dataset[index]
 
-    _mark(worker)
+    mark(worker)
     probe.synthetic_dataset = lambda *arguments: Stuck(synthetic_dataset(*arguments))
 
 
 def fails_to_compile(worker) -> None:
-    _mark(worker)
+    mark(worker)
     _compile_with(lambda: _raise(RuntimeError("no kernel for this")))
 
 
 def compiles_for_ever(worker) -> None:
-    _mark(worker)
+    mark(worker)
     _compile_with(_sleep_for_ever)
 
 
@@ -155,67 +154,13 @@ def is_on_another_gpu(worker) -> None:
     worker._check_device = mismatch
 
 
-def _instead_of_a_probe(worker, fault) -> None:
-    def run_probe(config, probe, *, output_dir, on_warm):
-        _leave_marks(Path(output_dir).parent)
-        dist.barrier()
-        if _is_faulty():
-            time.sleep(0.5)
-            _now(Path(output_dir).parent)
-            fault()
-        dist.barrier()
-        raise AssertionError("the other rank was not left waiting")
-
-    worker.run_probe = run_probe
-
-
-def _in_forward(worker, fault) -> None:
-    def faulty(*_):
-        _now(_folder)
-        fault()
-
-    def build(*arguments, **how):
-        model = build_model_for(*arguments, **how)
-        model.register_forward_pre_hook(faulty)
-        return model
-
-    _mark(worker)
-    probe.build_model_for = build
-
-
-def _mark(worker) -> None:
-    run_probe = worker.run_probe
-
-    def marked(config, probe, *, output_dir, on_warm):
-        global _folder
-        _folder = Path(output_dir).parent
-        _leave_marks(_folder)
-        return run_probe(config, probe, output_dir=output_dir, on_warm=on_warm)
-
-    worker.run_probe = marked
-
-
-def _leave_marks(folder: Path) -> None:
-    (folder / f"rank{os.environ['RANK']}.group").write_text(str(os.getpgid(0)))
-
-
-def _now(folder: Path) -> None:
-    """Note when the fault happened, for how soon it was seen."""
-    (folder / f"rank{os.environ['RANK']}.fault").write_text(str(time.time()))
-
-
-def _is_faulty() -> bool:
-    return os.environ["RANK"] in os.environ["FAULTY_RANKS"].split(",")
-
-
-_folder = Path()
 _calls = itertools.count()
 
 
 def _run_out_of_memory_later() -> None:
     """Let the first call pass, so that the others are well into the training."""
-    if _is_faulty() and next(_calls):
-        _now(_folder)
+    if is_faulty() and next(_calls):
+        now()
         _run_out_of_memory()
 
 
@@ -242,8 +187,8 @@ def _compile_with(fault: Callable[[], object]) -> None:
     compile_fx = torch._inductor.compile_fx.compile_fx
 
     def faulty(*arguments, **how):
-        if _is_faulty():
-            _now(_folder)
+        if is_faulty():
+            now()
             fault()
         return compile_fx(*arguments, **how)
 

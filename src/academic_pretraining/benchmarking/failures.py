@@ -1,12 +1,14 @@
-"""Telling failures apart: memory of the device or of the host, a compilation, anything else."""
+"""Telling failures apart: memory of the device or the host, the disk, a compilation, the rest."""
 
 import re
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from academic_pretraining.benchmarking.probes import Outcome
+from academic_pretraining.benchmarking.storage import is_full, says_full
 
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _REQUESTED = re.compile(r"Tried to allocate ([\d.]+) (\w+)")
@@ -39,7 +41,8 @@ class Failure:
         cause: the exception in one line.
         requested_bytes: of the allocation that failed.
         free_bytes: device memory that was free then.
-        transient: whether a second try may end otherwise; not where plain Python went wrong.
+        transient: whether a second try may end otherwise; not where plain Python went wrong, and
+            not soon where the disk is full.
     """
 
     outcome: Outcome
@@ -49,8 +52,14 @@ class Failure:
     free_bytes: int | None = None
 
 
-def classify(error: BaseException) -> Failure:
-    """Find the kind of an exception, looking through what it was raised from."""
+def classify(error: BaseException, folder: Path | None = None) -> Failure:
+    """Find the kind of an exception, looking through what it was raised from.
+
+    Args:
+        error: what was raised.
+        folder: where this process writes; PyTorch does not say so when a full disk is why a
+            checkpoint fails.
+    """
     for link in _chain(error):
         if cause := _host_allocation(link):
             return Failure(
@@ -70,6 +79,8 @@ def classify(error: BaseException) -> Failure:
                 requested_bytes=_bytes(_REQUESTED, text),
                 free_bytes=_bytes(_FREE, text),
             )
+    if cause := _full_disk(error, folder):
+        return Failure(outcome=Outcome.CRASHED, cause=cause, transient=False)
     # Their exceptions have no public base class; the packages that raise them are what is stable.
     compilers = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
     for link in _chain(error):
@@ -92,6 +103,14 @@ def _host_allocation(error: BaseException) -> str:
     if last and "pin_memory" in (last[0].line or "") and "out of memory" in text:
         return f"pinned memory: {_one_line(error)}"
     return ""
+
+
+def _full_disk(error: BaseException, folder: Path | None) -> str:
+    """Say that the disk is full; nothing where that is not the matter."""
+    said = next((link for link in _chain(error) if says_full(link)), None)
+    if said is None and (folder is None or not is_full(folder)):
+        return ""
+    return f"the disk is full: {_one_line(said or error)}"
 
 
 def _chain(error: BaseException) -> list[BaseException]:

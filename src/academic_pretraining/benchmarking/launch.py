@@ -25,6 +25,7 @@ import psutil
 
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
+from academic_pretraining.benchmarking.storage import is_full, read_failure
 from academic_pretraining.config import TrainingConfig, config_to_dict
 from academic_pretraining.errors import HardwareMismatchError
 from academic_pretraining.gpus import Hardware
@@ -156,7 +157,7 @@ def _watch(
             end.start_seconds = max(0.0, ready_at - launched.began_at)
             end.start_wait_seconds = time.monotonic() - began
             on_ready()
-            write_whole(directory / "request.json", request)
+            _write_whole(directory / "request.json", request)
             asked = time.monotonic()
             deadline = asked + _START_SECONDS
         while event := next(events):
@@ -193,7 +194,7 @@ def _watch(
         time.sleep(_POLL_SECONDS)
 
 
-def write_whole(path: Path, data: dict[str, Any]) -> None:
+def _write_whole(path: Path, data: dict[str, Any]) -> None:
     """Write JSON so that nobody reads half of it."""
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps(data))
@@ -221,7 +222,7 @@ def _first_failure(launched: Launched) -> dict[str, Any] | None:
         return None
     killed = _killed(launched)
     time.sleep(_GRACE_SECONDS)
-    failures = [json.loads(p.read_text()) for p in directory.glob("rank*.failure.json")]
+    failures = [read_failure(p) for p in directory.glob("rank*.failure.json")]
     # One rank out of memory makes the others fail in their collectives, sometimes sooner.
     certain = (Outcome.OUT_OF_MEMORY, Outcome.HOST_OUT_OF_MEMORY)
     memory = [f for f in failures if f["outcome"] in certain]
@@ -282,7 +283,7 @@ def _failed(probe: Probe | None, directory: Path, failure: dict[str, Any] | None
         return ProbeResult(
             probe=probe,
             outcome=Outcome.CRASHED,
-            cause=text[-1][:300] if text else "the launcher ended without a word",
+            cause=text[-1][:300] if text else _silent(directory),
             log=str(log),
         )
     outcome = Outcome(failure["outcome"])
@@ -297,6 +298,11 @@ def _failed(probe: Probe | None, directory: Path, failure: dict[str, Any] | None
         transient=failure["transient"],
         log=failure["log"],
     )
+
+
+def _silent(directory: Path) -> str:
+    words = "the launcher ended without a word"
+    return f"the disk is full: {words}" if is_full(directory) else words
 
 
 def _hung(probe: Probe | None, launched: Launched, *, warm: bool) -> ProbeResult:

@@ -1,5 +1,6 @@
 """One rank of a session: probe after probe, until the search is over."""
 
+import contextlib
 import dataclasses
 import faulthandler
 import json
@@ -19,10 +20,10 @@ from academic_pretraining.benchmarking.ceiling import ceiling_flops
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.failures import classify
 from academic_pretraining.benchmarking.flops import model_flops_per_example
-from academic_pretraining.benchmarking.launch import write_whole
 from academic_pretraining.benchmarking.probe import device_bytes, run_probe
 from academic_pretraining.benchmarking.probes import ProbeResult
 from academic_pretraining.benchmarking.search import next_probe
+from academic_pretraining.benchmarking.storage import leave_failure
 from academic_pretraining.config import TrainingConfig, config_from_dict
 from academic_pretraining.errors import HardwareMismatchError
 from academic_pretraining.gpus import gpu_type_of
@@ -60,11 +61,13 @@ def work(directory: str) -> None:
             time.sleep(_POLL_SECONDS)
         _probe_on(folder, rank)
     except BaseException as error:
-        traceback.print_exc()
-        failure = dataclasses.asdict(classify(error)) | {"log": str(log), "time": time.time()}
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        failure = dataclasses.asdict(classify(error, folder))
+        failure |= {"log": str(log), "time": time.time()}
         if isinstance(error, HardwareMismatchError):
             failure["mismatch"] = str(error)
-        write_whole(folder / f"rank{rank}.failure.json", failure)
+        leave_failure(folder / f"rank{rank}.failure.json", failure)
         os._exit(1)
 
 

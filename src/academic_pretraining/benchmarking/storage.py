@@ -1,0 +1,67 @@
+"""Disks that take no more: how to tell, and how to say so where nothing can be written."""
+
+import errno
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_SAID_OF_FULL = ("No space left on device", "Disk quota exceeded")
+_SAMPLE_BYTES = 64 * 2**10
+
+
+def check_takes_more(folder: Path) -> None:
+    """Write a little, and nothing that stays.
+
+    Raises:
+        OSError: the folder is not there, may not be written, or its disk is full.
+    """
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        # Nothing that a file system could store as a few bytes.
+        stream.write(os.urandom(_SAMPLE_BYTES))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def is_full(folder: Path) -> bool:
+    """Whether the disk of a folder, or the user's share of it, is used up."""
+    try:
+        check_takes_more(folder)
+    except OSError as error:
+        return error.errno in _FULL
+    return False
+
+
+def says_full(error: BaseException) -> bool:
+    """Whether this error is that of a full disk."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return any(text in str(error) for text in _SAID_OF_FULL)
+
+
+def leave_failure(path: Path, failure: dict[str, Any]) -> None:
+    """Write a rank's failure whole; on a full disk, which still takes names, leave it empty."""
+    temporary = path.with_suffix(".partial")
+    try:
+        temporary.write_text(json.dumps(failure))
+        temporary.rename(path)
+    except OSError:
+        path.touch()
+
+
+def read_failure(path: Path) -> dict[str, Any]:
+    """Read what `leave_failure` left."""
+    if text := path.read_text():
+        return json.loads(text)
+    rank = path.name.partition(".")[0]
+    return {
+        "outcome": "crashed",
+        "cause": f"the disk is full: {rank} had no room to say what failed",
+        "requested_bytes": None,
+        "free_bytes": None,
+        "transient": False,
+        "log": str(path.with_name(f"{rank}.log")),
+        "time": path.stat().st_mtime,
+    }
