@@ -122,6 +122,10 @@ FAULTS = [
             ("backward", "0,1", PLAIN),
             ("the_optimizer", "1", PLAIN),
             ("the_optimizer", "0,1", SHARDED),
+            # Where the others wait for this rank's part.
+            ("all_reduce", "1", PLAIN),
+            ("all_gather", "1", SHARDED),
+            ("reduce_scatter", "0", SHARDED),
         )
     ),
     Fault(
@@ -193,6 +197,17 @@ def test_bytes_that_were_missing_are_kept(fault, session):
     else:
         missing = (None, None)
     assert (result.requested_bytes, result.free_bytes) == missing
+
+
+def test_the_others_wait_in_the_collective_that_fails(fault, session):
+    counts = {path.stem: int(path.read_text()) for path in session.directory.glob("*.collectives")}
+    if not counts:
+        pytest.skip("no collective fails")
+    faulty, other = f"rank{fault.ranks}", f"rank{1 - int(fault.ranks)}"
+    assert counts[faulty] == 2
+    # Sharded layers are gathered ahead.
+    assert counts[other] >= 2
+    assert "OutOfMemoryError" not in (session.directory / f"{other}.log").read_text()
 
 
 def test_what_rank_0_said_before_is_kept(session):

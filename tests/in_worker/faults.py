@@ -5,6 +5,7 @@ if nobody ends them; others happen inside a real training.
 """
 
 import ctypes
+import functools
 import itertools
 import os
 import signal
@@ -14,7 +15,10 @@ from collections.abc import Callable
 
 import torch
 import torch._inductor.compile_fx
-from faulty import in_forward, instead_of_a_probe, is_faulty, mark, now
+import torch.distributed as dist
+from faulty import folder, in_forward, instead_of_a_probe, is_faulty, mark, now
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from academic_pretraining.benchmarking import probe
@@ -100,6 +104,30 @@ def runs_out_of_memory_in_the_optimizer(worker) -> None:
     register_optimizer_step_pre_hook(lambda *_: _run_out_of_memory_later())
 
 
+def runs_out_of_memory_in_all_reduce(worker) -> None:
+    """Fail where DDP reduces a bucket of gradients."""
+
+    def hook(state, bucket):
+        _enter_collective()
+        return allreduce_hook(state, bucket)
+
+    def wrap(self, *arguments, **how):
+        initialise(self, *arguments, **how)
+        self.register_comm_hook(dist.group.WORLD, hook)
+
+    initialise = DistributedDataParallel.__init__
+    mark(worker)
+    DistributedDataParallel.__init__ = wrap
+
+
+def runs_out_of_memory_in_all_gather(worker) -> None:
+    _in_collectives(worker, "all_gather_single", "all_gather_into_tensor")
+
+
+def runs_out_of_memory_in_reduce_scatter(worker) -> None:
+    _in_collectives(worker, "reduce_scatter_single", "reduce_scatter_tensor")
+
+
 def fills_the_gpu(worker) -> None:
     in_forward(worker, lambda: torch.empty(2**45, dtype=torch.uint8, device="cuda"))
 
@@ -155,6 +183,7 @@ def is_on_another_gpu(worker) -> None:
 
 
 _calls = itertools.count()
+_collectives = itertools.count(1)
 
 
 def _run_out_of_memory_later() -> None:
@@ -162,6 +191,13 @@ def _run_out_of_memory_later() -> None:
     if is_faulty() and next(_calls):
         now()
         _run_out_of_memory()
+
+
+def _enter_collective() -> None:
+    """Count the collectives of a rank, and fail in the second of a faulty one."""
+    path = folder() / f"rank{os.environ['RANK']}.collectives"
+    path.write_text(str(next(_collectives)))
+    _run_out_of_memory_later()
 
 
 def _run_out_of_memory():
@@ -181,6 +217,23 @@ def _raise_unpicklable():
 def _sleep_for_ever():
     while True:
         time.sleep(1)
+
+
+def _in_collectives(worker, *names: str) -> None:
+    """Fail where FSDP2 calls a collective, whose name depends on PyTorch's version."""
+
+    def faulty(function):
+        @functools.wraps(function)
+        def collective(*arguments, **how):
+            _enter_collective()
+            return function(*arguments, **how)
+
+        return collective
+
+    mark(worker)
+    for name in names:
+        if hasattr(dist, name):
+            setattr(dist, name, faulty(getattr(dist, name)))
 
 
 def _compile_with(fault: Callable[[], object]) -> None:
