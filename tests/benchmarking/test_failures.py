@@ -225,23 +225,6 @@ def test_what_pytorch_really_says_of_the_hosts_memory_is_understood():
     assert failure.requested_bytes == 2**50
 
 
-class Host:
-    """A tensor whose pinning fails as CUDA says it."""
-
-    def pin_memory(self):
-        raise torch.AcceleratorError(OTHERS[0])
-
-
-def test_pinned_memory_is_told_from_that_of_the_device():
-    with pytest.raises(RuntimeError) as caught:
-        Host().pin_memory()
-    # It comes from C++, so that the call is the last frame.
-    caught.tb.tb_next = None
-    failure = classify(caught.value)
-    assert failure.outcome is Outcome.HOST_OUT_OF_MEMORY
-    assert failure.cause.startswith("pinned memory: AcceleratorError: CUDA error: out of memory")
-
-
 def test_a_long_cause_is_cut():
     assert len(classify(ValueError("x" * 10_000)).cause) < 400
 

@@ -1,7 +1,10 @@
 """Telling failures apart: memory of the device or the host, the disk, a compilation, the rest."""
 
+import contextlib
+import linecache
 import re
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +17,10 @@ _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _REQUESTED = re.compile(r"Tried to allocate ([\d.]+) (\w+)")
 _HOST_REQUESTED = re.compile(r"you tried to allocate (\d+) (bytes)")
 _FREE = re.compile(r"of which ([\d.]+) (\w+) is free")
+_DRIVER = "CUDA error: out of memory"
 # What cuBLAS, NCCL and the driver say when an allocation of their own fails.
 _OTHER_ALLOCATIONS = (
-    "CUDA error: out of memory",
+    _DRIVER,
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "Cuda failure 2 'out of memory'",
@@ -30,6 +34,13 @@ _HOST_ALLOCATIONS = (
     "unable to mmap",
     "std::bad_alloc",
 )
+
+# Frames of calls for pinned memory, by PyTorch, FSDP or DeepSpeed.
+_PINNING = ("pin_memory", "pinned")
+# Libraries allocate little beside the training; what fails with more than this free was not it.
+_PLENTY = 0.1
+
+DeviceMemory = Callable[[], tuple[int, int] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +63,24 @@ class Failure:
     free_bytes: int | None = None
 
 
-def classify(error: BaseException, folder: Path | None = None) -> Failure:
+def classify(
+    error: BaseException,
+    folder: Path | None = None,
+    *,
+    device_memory: DeviceMemory | None = None,
+) -> Failure:
     """Find the kind of an exception, looking through what it was raised from.
 
     Args:
         error: what was raised.
         folder: where this process writes; PyTorch does not say so when a full disk is why a
             checkpoint fails.
+        device_memory: gives the device's free and total bytes, where they are known; asked only
+            where CUDA does not say whose memory ran out.
     """
+    device_memory = device_memory or _memory_of_the_device
     for link in _chain(error):
-        if cause := _host_allocation(link):
+        if cause := _host_allocation(link, device_memory):
             return Failure(
                 outcome=Outcome.HOST_OUT_OF_MEMORY,
                 cause=cause,
@@ -91,18 +110,50 @@ def classify(error: BaseException, folder: Path | None = None) -> Failure:
     return Failure(outcome=Outcome.CRASHED, cause=_one_line(error), transient=transient)
 
 
-def _host_allocation(error: BaseException) -> str:
+def _host_allocation(error: BaseException, device_memory: DeviceMemory) -> str:
     """Say what of the host could not be allocated; nothing where that is not the matter."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return ""
     if isinstance(error, MemoryError) or any(part in text for part in _HOST_ALLOCATIONS):
         return _one_line(error)
-    # CUDA says "out of memory" of pinned memory too; only the call that failed tells them apart.
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    if last and "pin_memory" in (last[0].line or "") and "out of memory" in text:
-        return f"pinned memory: {_one_line(error)}"
+    if "out of memory" in text and "CUDA out of memory" not in text:
+        return _pinned_memory(error, device_memory)
     return ""
+
+
+def _pinned_memory(error: BaseException, device_memory: DeviceMemory) -> str:
+    """Say that pinned memory ran out; CUDA says "out of memory" of the host's and the device's."""
+    free_bytes = _plenty(device_memory) if _DRIVER in str(error) else None
+    if free_bytes is not None:
+        free = f"{free_bytes / 2**30:.1f} GiB of the device were free"
+        return f"pinned memory: {_one_line(error)} ({free})"
+    return f"pinned memory: {_one_line(error)}" if _pins(error) else ""
+
+
+def _plenty(device_memory: DeviceMemory) -> int | None:
+    """Give the device's free bytes where they are too many for it to have run out."""
+    # A broken device answers with errors of its own, and the first one is what must be told.
+    with contextlib.suppress(Exception):
+        if memory := device_memory():
+            free_bytes, total_bytes = memory
+            return free_bytes if free_bytes > _PLENTY * total_bytes else None
+    return None
+
+
+def _memory_of_the_device() -> tuple[int, int] | None:
+    """Ask for free and total bytes of this rank's device; nothing where CUDA is not in use."""
+    return torch.cuda.mem_get_info() if torch.cuda.is_initialized() else None
+
+
+def _pins(error: BaseException) -> bool:
+    """Whether any call on the way to the error was one for pinned memory."""
+    for frame in traceback.extract_tb(error.__traceback__):
+        first = frame.lineno or 0
+        lines = linecache.getlines(frame.filename)[first - 1 : frame.end_lineno or first]
+        if any(word in text for word in _PINNING for text in (frame.name, *lines)):
+            return True
+    return False
 
 
 def _full_disk(error: BaseException, folder: Path | None) -> str:
