@@ -1,6 +1,9 @@
 """Real training on two gloo workers: what each rank holds, and not what it was asked for."""
 
+import tempfile
+
 import pytest
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from academic_pretraining.benchmarking.build import parameter_count
 from academic_pretraining.benchmarking.probes import Outcome, Purpose
@@ -36,6 +39,14 @@ def test_a_session_trains_and_ends(recorded, method):
         assert facts["finite"]
         assert facts["global step"] == STEPS
         assert facts["seen"]["forward passes"] == MICRO_BATCHES
+
+
+def test_compilations_are_cached_where_the_training_looks_for_them(recorded):
+    session = recorded(NAIVE)
+    for facts in session.facts:
+        assert facts["temporary"] == [tempfile.gettempdir(), default_cache_dir()]
+    # What torchrunx leaves for each session.
+    assert len(list((session.directory / "tmp").iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import getpass
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.slow
 # Long enough for two processes that share the cores with others to come to the fault.
 HASTY = Effort(micro_batch_sizes=(1,), most_timings=1, timing_deadline_seconds=8.0)
 MEMORY = "OutOfMemoryError: CUDA out of memory."
+CACHE = f"torchinductor_{getpass.getuser()}"
 PLAIN = Method()
 SHARDED = Method(sharding=Sharding.FSDP_FULL_SHARD)
 
@@ -144,9 +147,17 @@ def fault(request) -> Fault:
 
 
 @pytest.fixture(scope="module")
-def session(fault, altered_session, tiny_config):
+def temporary(fault, tmp_path_factory) -> Path:
+    """Give the folder for temporary files that a session is run with."""
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
+def session(fault, temporary, altered_session, tiny_config):
     config = tiny_config(fault.method)
-    return altered_session(f"faults.{fault.name}", config, fault.effort, fault.ranks)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("TMPDIR", str(temporary))
+        return altered_session(f"faults.{fault.name}", config, fault.effort, fault.ranks)
 
 
 def test_the_outcome_is_told_apart_with_the_cause_of_the_rank_that_failed(fault, session):
@@ -175,6 +186,10 @@ def test_no_process_is_left(session, living_in_group):
     for rank in range(2):
         pid = int((session.directory / f"rank{rank}.pid").read_text())
         assert not psutil.pid_exists(pid) or _ended(pid)
+
+
+def test_nothing_temporary_is_left_but_the_cache_of_compilations(session, temporary):
+    assert {path.name for path in temporary.iterdir()} <= {CACHE}
 
 
 def test_the_log_says_what_happened(fault, session):
@@ -238,10 +253,14 @@ def test_a_session_ends_when_the_script_that_started_it_is_killed(
 ):
     alter(monkeypatch, "faults.hangs")
     monkeypatch.setenv("FAULTY_RANKS", "1")
+    folder, temporary = tmp_path / "session", tmp_path / "temporary"
+    folder.mkdir()
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     config = json.dumps(config_to_dict(tiny_config()))
-    group_file = tmp_path / "rank1.group"
+    group_file = folder / "rank1.group"
     group = None
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), config])
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(folder), config])
     try:
         while not (group_file.exists() and group_file.read_text()):
             assert parent.poll() is None
@@ -251,6 +270,7 @@ def test_a_session_ends_when_the_script_that_started_it_is_killed(
         parent.send_signal(signal.SIGKILL)
         parent.wait()
         assert living_in_group(group, 60.0) == []
+        assert {path.name for path in temporary.iterdir()} <= {CACHE}
     finally:
         parent.kill()
         if group is not None:

@@ -4,12 +4,14 @@ import dataclasses
 import json
 import os
 import resource
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 import torch
 from deepspeed import DeepSpeedEngine
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
@@ -76,6 +78,7 @@ def _record(trainer: Trainer, config: TrainingConfig, *, compiled: bool) -> None
         "peak bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "finite": all(bool(torch.isfinite(_local(p)).all()) for p in parameters),
         "seen": dict(_seen),
+        "temporary": [tempfile.gettempdir(), default_cache_dir()],
         "verdicts": _verdicts(trainer, config, compiled),
     }
     path = Path(str(trainer.args.output_dir)).parent / f"rank{os.environ['RANK']}.facts.json"

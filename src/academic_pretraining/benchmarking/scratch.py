@@ -34,8 +34,9 @@ def session_folder(scratch: Path) -> Iterator[Path]:
 
 
 def keep(folder: Path) -> None:
-    """Leave a session's folder where it is, for its logs; what was trained in it goes."""
-    shutil.rmtree(folder / "trainer", ignore_errors=True)
+    """Leave a session's folder where it is, for its logs; what else was in it goes."""
+    for name in ("trainer", "tmp"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     folder.with_suffix(_LOCK).unlink(missing_ok=True)
 
 

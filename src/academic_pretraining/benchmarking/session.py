@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
+
+_RANKS_TMPDIR = "ACADEMIC_PRETRAINING_RANKS_TMPDIR"
 
 
 def main(directory: str, parent: str) -> None:
@@ -23,7 +26,10 @@ def main(directory: str, parent: str) -> None:
         workers_per_host=workers,
         # gloo beside NCCL: FSDP reduces what it offloads to the host.
         backend="gloo" if cpu else "cpu:gloo,cuda:nccl",  # pyright: ignore[reportArgumentType]
-        extra_env_vars={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))},
+        extra_env_vars={
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+            **_agents_tmpdir(Path(directory)),
+        },
     )
     launcher.set_logging_handlers(None)
     launcher.run(work, directory)
@@ -31,9 +37,31 @@ def main(directory: str, parent: str) -> None:
 
 def work(directory: str) -> None:
     """Be one rank; here and not in `worker`, so that only ranks load transformers."""
+    _restore_tmpdir()
+
     from academic_pretraining.benchmarking import worker
 
     worker.work(directory)
+
+
+def _agents_tmpdir(directory: Path) -> dict[str, str]:
+    """Keep what torchrunx's agents leave in the session's folder, which goes with it."""
+    own = directory / "tmp"
+    own.mkdir(mode=0o700)
+    return {"TMPDIR": str(own), _RANKS_TMPDIR: os.environ.get("TMPDIR", "")}
+
+
+def _restore_tmpdir() -> None:
+    """Give a rank the usual temporary folder.
+
+    Compilations are cached there, for the next session and for the training; it is on a local
+    disk; and the path of a socket there is not too long for the system.
+    """
+    before = os.environ.pop(_RANKS_TMPDIR)
+    del os.environ["TMPDIR"]
+    if before and Path(before).is_dir():
+        os.environ["TMPDIR"] = before
+    tempfile.tempdir = None
 
 
 def _die_with_parent(parent: int) -> None:
