@@ -7,6 +7,7 @@ from importlib.metadata import version
 import pytest
 
 from academic_pretraining.benchmarking.effort import QUICK
+from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import TrainingConfig, grid
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, MethodSpace
@@ -52,7 +53,7 @@ CHANGES = {
 
 
 def step_of(config, tmp_path, effort=QUICK):
-    return measure_step(MeasureContext(config, effort, tmp_path / "scratch"))
+    return measure_step(MeasureContext(config, effort, Sessions(tmp_path / "scratch")))
 
 
 def install(folder, name: str, number: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 from tango.common.exceptions import StepStateError
 
 from academic_pretraining.benchmarking.effort import QUICK, Effort
+from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import config_to_dict
 from academic_pretraining.errors import MeasurementError
 from academic_pretraining.records import config_of
@@ -18,11 +19,13 @@ from experiments.sweep import sweep
 
 
 def step_of(config, tmp_path, effort=QUICK):
-    return measure_step(MeasureContext(config, effort, tmp_path / "scratch"))
+    return measure_step(MeasureContext(config, effort, Sessions(tmp_path / "scratch")))
 
 
 def test_how_it_is_measured_does_not_change_the_step(configs, tmp_path):
-    patient = MeasureContext(configs[0], Effort(timing_seconds=99), tmp_path / "there", print)
+    patient = MeasureContext(
+        configs[0], Effort(timing_seconds=99), Sessions(tmp_path / "there"), print
+    )
     assert measure_step(patient).unique_id == step_of(configs[0], tmp_path).unique_id
 
 
@@ -90,6 +93,7 @@ from pathlib import Path
 from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.config import config_from_dict
 from experiments import steps
+from academic_pretraining.benchmarking.sessions import Sessions
 from experiments.store import RecordWorkspace
 
 folder, config = Path(sys.argv[1]), config_from_dict(json.loads(sys.argv[2]))
@@ -102,7 +106,7 @@ def measure(*args, **keywords):
 
 
 steps.measure = measure
-step = steps.measure_step(steps.MeasureContext(config, QUICK, folder))
+step = steps.measure_step(steps.MeasureContext(config, QUICK, Sessions(folder)))
 steps.run_step(step, RecordWorkspace(folder))
 """
 

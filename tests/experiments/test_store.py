@@ -5,6 +5,7 @@ from tango.common.exceptions import StepStateError
 from tango.step_info import StepState
 
 from academic_pretraining.benchmarking.effort import QUICK
+from academic_pretraining.benchmarking.sessions import Sessions
 from experiments.steps import MeasureContext, is_cached, measure_step, run_step
 from experiments.store import RecordWorkspace
 
@@ -12,7 +13,7 @@ from experiments.store import RecordWorkspace
 @pytest.fixture
 def step_of(tmp_path):
     def make(config):
-        return measure_step(MeasureContext(config, QUICK, tmp_path / "scratch"))
+        return measure_step(MeasureContext(config, QUICK, Sessions(tmp_path / "scratch")))
 
     return make
 
