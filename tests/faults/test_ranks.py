@@ -87,6 +87,13 @@ FAULTS = [
         logged="_sleep_for_ever",
         effort=HASTY,
     ),
+    Fault(
+        name="hangs_with_the_interpreter_locked",
+        outcome=Outcome.HUNG,
+        cause="no answer within 8 s",
+        logged="faults.py",
+        effort=HASTY,
+    ),
     Fault(name="runs_out_of_memory", outcome=Outcome.OUT_OF_MEMORY, cause=MEMORY),
     Fault(
         name="lacks_memory_for_cublas",
@@ -198,9 +205,12 @@ def test_the_log_says_what_happened(fault, session):
 
 
 def test_a_hang_leaves_the_stacks_of_those_that_wait(fault, session):
-    if fault.name != "hangs":
-        pytest.skip("nobody waits, or nobody was asked for his stack")
-    assert "barrier" in (session.directory / "rank0.log").read_text()
+    if fault.outcome is not Outcome.HUNG:
+        pytest.skip("nobody waits that long")
+    log = (session.directory / "rank0.log").read_text()
+    assert log.count("Timeout (0:00:07)!") == 1
+    waits = "all_gather" if fault.name == "hangs_while_loading" else "barrier"
+    assert f" in {waits}\n" in log.partition("Timeout")[2]
 
 
 def test_bytes_that_were_missing_are_kept(fault, session):

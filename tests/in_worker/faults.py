@@ -59,6 +59,11 @@ def hangs(worker) -> None:
     instead_of_a_probe(worker, _sleep_for_ever)
 
 
+def hangs_with_the_interpreter_locked(worker) -> None:
+    # Unlike CDLL, it keeps the lock during the call, which waits for a signal.
+    instead_of_a_probe(worker, lambda: ctypes.PyDLL(None).pause())
+
+
 def runs_out_of_memory(worker) -> None:
     instead_of_a_probe(worker, _run_out_of_memory)
 

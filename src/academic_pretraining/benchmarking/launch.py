@@ -25,6 +25,7 @@ import psutil
 
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
+from academic_pretraining.benchmarking.stacks import AHEAD_SECONDS, START_SECONDS
 from academic_pretraining.benchmarking.storage import is_full, read_failure
 from academic_pretraining.config import TrainingConfig, config_to_dict
 from academic_pretraining.errors import HardwareMismatchError
@@ -35,7 +36,7 @@ _CHILD = (
     "import sys; from academic_pretraining.benchmarking.session import main; main(*sys.argv[1:])"
 )
 _POLL_SECONDS = 0.1
-_START_SECONDS = 300.0
+_START_SECONDS = START_SECONDS
 # How long the other ranks get to leave a cause that is older than the first one found.
 _GRACE_SECONDS = 0.5
 
@@ -306,18 +307,14 @@ def _silent(directory: Path) -> str:
 
 
 def _hung(probe: Probe | None, launched: Launched, *, warm: bool) -> ProbeResult:
-    """Ask every rank of this machine for its stacks before the group is ended."""
+    """Let every rank write its stacks down, of its own accord, before the group is ended."""
     probe = probe or _NO_PROBE
-    directory = launched.directory
-    for path in directory.glob("rank*.pid") if launched.hardware.num_nodes == 1 else ():
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int(path.read_text()), signal.SIGUSR1)
-    time.sleep(1.0)
+    time.sleep(AHEAD_SECONDS)
     compiling = probe.compile and not warm
     return ProbeResult(
         probe=probe,
         outcome=Outcome.COMPILE_FAILED if compiling else Outcome.HUNG,
         cause=f"{'no end of the compilation' if compiling else 'no answer'} within "
         f"{probe.deadline_seconds:.0f} s; the stacks are in the log",
-        log=str(directory / "rank0.log"),
+        log=str(launched.directory / "rank0.log"),
     )

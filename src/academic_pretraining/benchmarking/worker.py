@@ -23,6 +23,7 @@ from academic_pretraining.benchmarking.flops import model_flops_per_example
 from academic_pretraining.benchmarking.probe import device_bytes, run_probe
 from academic_pretraining.benchmarking.probes import ProbeResult
 from academic_pretraining.benchmarking.search import next_probe
+from academic_pretraining.benchmarking.stacks import dump_if_not_begun, dumped_if_not_done
 from academic_pretraining.benchmarking.storage import leave_failure
 from academic_pretraining.config import TrainingConfig, config_from_dict
 from academic_pretraining.errors import HardwareMismatchError
@@ -53,7 +54,6 @@ def work(directory: str) -> None:
     os.dup2(stream.fileno(), 2)
     sys.stdout = sys.stderr = stream
     faulthandler.enable(stream)
-    faulthandler.register(signal.SIGUSR1, file=stream, all_threads=True)
     (folder / f"rank{rank}.pid").write_text(str(os.getpid()))
     (folder / f"rank{rank}.ready").touch()
     try:
@@ -72,6 +72,7 @@ def work(directory: str) -> None:
 
 
 def _probe_on(folder: Path, rank: int) -> None:
+    dump_if_not_begun()
     request = json.loads((folder / "request.json").read_text())
     config = config_from_dict(request["config"])
     effort = Effort(
@@ -92,12 +93,13 @@ def _probe_on(folder: Path, rank: int) -> None:
     while probe := next_probe(config, effort, history):
         if rank == 0:
             _tell(folder, {"kind": "start", "probe": dataclasses.asdict(probe)})
-        result = run_probe(
-            config,
-            probe,
-            output_dir=str(folder / "trainer"),
-            on_warm=lambda: _tell(folder, {"kind": "warm"}) if rank == 0 else None,
-        )
+        with dumped_if_not_done(probe.deadline_seconds):
+            result = run_probe(
+                config,
+                probe,
+                output_dir=str(folder / "trainer"),
+                on_warm=lambda: _tell(folder, {"kind": "warm"}) if rank == 0 else None,
+            )
         history.append(result)
         if rank == 0:
             _tell(folder, {"kind": "result", "result": result.to_dict()})
