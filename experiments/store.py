@@ -6,6 +6,8 @@ process that was killed in it. Here a step is complete where its record can be r
 its lock is held, and nothing else is remembered.
 """
 
+import errno
+import fcntl
 import itertools
 import os
 from collections.abc import Iterable
@@ -13,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import ParseResult
 
-from filelock import FileLock
 from tango.common.exceptions import StepStateError
 from tango.step import Step
 from tango.step_cache import StepCache
@@ -23,6 +24,10 @@ from tango.workspace import Run, Workspace
 
 from academic_pretraining.errors import AcademicPretrainingError
 from experiments.workspace import DATA, METADATA, read_record
+
+# What the system answers where somebody else holds a lock, and where it can give none.
+_HELD = (errno.EACCES, errno.EAGAIN)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 T = TypeVar("T")
 
@@ -88,7 +93,7 @@ class RecordWorkspace(Workspace):
         super().__init__()
         self.dir = folder
         self._cache = RecordCache(folder / "cache")
-        self._locks: dict[str, FileLock] = {}
+        self._locks: dict[str, int] = {}
 
     @property
     def url(self) -> str:
@@ -118,19 +123,34 @@ class RecordWorkspace(Workspace):
 
         Raises:
             StepStateError: another process runs it, or has just finished it.
+            AcademicPretrainingError: its file system has no locks.
             OSError: the workspace cannot be written.
         """
         path = self.lock_path(step)
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
-            lock.acquire(timeout=0)
-        except TimeoutError:
-            raise StepStateError(step, StepState.RUNNING) from None
-        if step in self._cache:
-            lock.release()
-            raise StepStateError(step, StepState.COMPLETED)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if step in self._cache:
+                raise StepStateError(step, StepState.COMPLETED)
+        except BaseException as error:
+            os.close(lock)
+            if isinstance(error, OSError):
+                self._explain(step, error)
+            raise
         self._locks[step.unique_id] = lock
+
+    def _explain(self, step: Step, error: OSError) -> None:
+        """Raise what a lock that was not given means; return where it has no special meaning."""
+        if error.errno in _HELD:
+            raise StepStateError(step, StepState.RUNNING) from None
+        if error.errno in _NO_LOCKS:
+            # Files in their place would outlive whoever made them, and be taken for him.
+            raise AcademicPretrainingError(
+                f"the workspace {self.dir} stands on a file system without locks "
+                f"({os.strerror(error.errno)}), where two scripts could measure one setting at "
+                "once: name a folder on another one with TANGO_WORKSPACE_DIR"
+            ) from error
 
     def step_finished(self, step: Step, result: T) -> T:
         """Store the result.
@@ -167,5 +187,6 @@ class RecordWorkspace(Workspace):
         raise KeyError(name)
 
     def _release(self, step: Step) -> None:
-        if lock := self._locks.pop(step.unique_id, None):
-            lock.release()
+        lock = self._locks.pop(step.unique_id, None)
+        if lock is not None:
+            os.close(lock)

@@ -68,7 +68,6 @@ HOMES: dict[str, tuple[str, ...]] = {
     "altair": ("academic_pretraining.plotting", "scripts"),
     "great_tables": ("academic_pretraining.plotting", "scripts"),
     "tango": ("experiments",),
-    "filelock": ("experiments",),
     "submitit": ("experiments.slurm",),
     "rich": ("experiments", "scripts"),
     "tyro": ("scripts",),

@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import os
 import signal
@@ -102,6 +103,16 @@ def test_a_lock_that_was_taken_for_an_abandoned_one_is_made_anew(tmp_path, monke
     with session_folder(tmp_path) as folder:
         assert folder.with_suffix(".lock").exists()
     assert len(locks) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_left_as_it_was(tmp_path, monkeypatch):
+    def flock(descriptor, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="Function not implemented"), session_folder(tmp_path):
+        raise AssertionError("a folder without a lock")
     assert list(tmp_path.iterdir()) == []
 
 

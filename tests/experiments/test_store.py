@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 from tango.common.exceptions import StepStateError
@@ -101,6 +102,9 @@ def test_only_one_may_run_a_step(configs, tmp_path, step_of):
     assert caught.value.step_state is StepState.RUNNING
     first.step_failed(step_of(configs[0]), ValueError())
     second.step_starting(step_of(configs[0]))
+    # Whose process holds it, and no other one that it starts.
+    [lock] = second._locks.values()
+    assert not os.get_inheritable(lock)
 
 
 def test_what_another_process_has_just_finished_is_recalled(

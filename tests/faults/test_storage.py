@@ -1,5 +1,7 @@
 """Results that were damaged, and disks that take no more."""
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -182,3 +184,33 @@ def test_the_place_of_the_locks_taken_by_a_file_is_said(workspace, configs, meas
     assert "File exists" in refused(configs, workspace, silent)
     assert measurer.taken() == []
     assert (workspace / "locks").read_text() == "mine"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_said(
+    code, workspace, configs, measurer, silent, monkeypatch
+):
+    def flock(descriptor, how):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(AcademicPretrainingError) as caught:
+        sweep(configs, workspace, QUICK, silent)
+    assert str(caught.value) == (
+        f"the workspace {workspace} stands on a file system without locks ({os.strerror(code)}), "
+        "where two scripts could measure one setting at once: name a folder on another one with "
+        "TANGO_WORKSPACE_DIR"
+    )
+    assert measurer.taken() == []
+    # What is known is still told.
+    assert len(sweep(configs[:-1], workspace, QUICK, silent).records) == len(configs) - 1
+
+
+def test_a_lock_that_somebody_holds_is_no_fault(workspace, configs, measurer, silent, monkeypatch):
+    def flock(descriptor, how):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    end = sweep(configs, workspace, QUICK, silent)
+    assert list(end.failures.values()) == ["being measured by another process: left to it"]
+    assert measurer.taken() == []

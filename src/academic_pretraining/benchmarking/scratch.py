@@ -59,7 +59,13 @@ def _new_lock(scratch: Path) -> tuple[int, Path]:
     while True:
         descriptor, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_LOCK, dir=scratch)
         # The operating system takes it back when this process dies, however it does.
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            # A file system without locks.
+            os.close(descriptor)
+            Path(name).unlink()
+            raise
         if os.fstat(descriptor).st_nlink:
             return descriptor, Path(name)
         # Another process took it for an abandoned one before it was locked.
