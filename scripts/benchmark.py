@@ -129,7 +129,6 @@ def _run(
     hardware, recipe = configs[0].hardware, configs[0].recipe
 
     from experiments.report import Progress
-    from experiments.sweep import sweep
     from experiments.workspace import incomplete
 
     progress = Progress()
@@ -141,6 +140,8 @@ def _run(
         # Refuses at once what would otherwise be refused setting by setting.
         with alone():
             pass
+    from experiments.sweep import sweep
+
     # From now on it may be its own process of the setting before that is still ending.
     alone = functools.partial(alone, patience_seconds=20.0)
     effort = dataclasses.replace(QUICK if hardware.gpu.is_cpu else Effort(), **limits)

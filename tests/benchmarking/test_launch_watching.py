@@ -125,6 +125,23 @@ def test_last_words_of_a_launcher_are_the_cause(play, tmp_path):
     assert result.log == str(tmp_path / "launcher.log")
 
 
+def test_ranks_that_all_died_of_a_signal_are_named(play, tmp_path):
+    end = play(
+        """
+        import subprocess
+        dead = subprocess.Popen(["true"])
+        dead.wait()
+        (folder / "rank0.pid").write_text(str(dead.pid))
+        (folder / "rank1.pid").write_text(str(dead.pid))
+        print("[rank0]: torchrunx.utils.errors.WorkerFailedError: Signal 9 (SIGKILL)", flush=True)
+        """
+    )
+    [result] = end.results
+    assert result.outcome is Outcome.CRASHED
+    assert result.cause == "rank0 was killed, perhaps by the host for want of memory"
+    assert result.log == str(tmp_path / "rank0.log")
+
+
 def test_a_launcher_that_dies_silently_is_a_crash(play):
     [result] = play("os.kill(os.getpid(), signal.SIGKILL)").results
     assert result.outcome is Outcome.CRASHED

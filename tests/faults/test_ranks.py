@@ -241,6 +241,14 @@ def test_what_rank_0_said_before_is_kept(session):
     assert session.end.start_seconds > 0
 
 
+def test_the_only_rank_is_named_when_it_is_killed(altered_session, tiny_config):
+    session = altered_session("faults.is_killed", tiny_config(workers=1), ranks="0")
+    [result] = session.end.results
+    assert result.outcome is Outcome.CRASHED
+    assert result.cause == "rank0 was killed, perhaps by the host for want of memory"
+    assert result.log == str(session.directory / "rank0.log")
+
+
 def test_other_hardware_than_declared_is_raised(altered_session, tiny_config):
     with pytest.raises(HardwareMismatchError, match="GPU type a was declared"):
         altered_session("faults.is_on_another_gpu", tiny_config())

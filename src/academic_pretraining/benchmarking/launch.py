@@ -187,7 +187,7 @@ def _watch(
                     return end
         failure = _first_failure(launched)
         if failure or exited:
-            end.results.append(_failed(probe, directory, failure))
+            end.results.append(_failed(probe, launched, failure))
             return end
         if time.monotonic() > deadline:
             end.results.append(_hung(probe, launched, warm=warm))
@@ -276,15 +276,19 @@ _NO_PROBE = Probe(
 )
 
 
-def _failed(probe: Probe | None, directory: Path, failure: dict[str, Any] | None) -> ProbeResult:
+def _failed(probe: Probe | None, launched: Launched, failure: dict[str, Any] | None) -> ProbeResult:
     probe = probe or _NO_PROBE
     if failure is None:
-        log = directory / "launcher.log"
+        log = launched.directory / "launcher.log"
         text = log.read_text(errors="replace").strip().splitlines()
+        # torchrunx's name for a rank that died of a signal; nobody else was left to miss it.
+        if text and "WorkerFailedError" in text[-1]:
+            failure = _killed(launched)
+    if failure is None:
         return ProbeResult(
             probe=probe,
             outcome=Outcome.CRASHED,
-            cause=text[-1][:300] if text else _silent(directory),
+            cause=text[-1][:300] if text else _silent(launched.directory),
             log=str(log),
         )
     outcome = Outcome(failure["outcome"])
