@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from academic_pretraining.benchmarking import launch
+from academic_pretraining.benchmarking import launch, post_mortem
 from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.benchmarking.launch import SessionEnd, run_session
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
@@ -158,7 +158,7 @@ def test_the_earliest_of_several_crashes_is_the_cause(play, first):
 
 def test_memory_that_ran_out_comes_before_the_crash_that_it_led_to(play, monkeypatch):
     # The rank that was left alone may be the first to say so.
-    monkeypatch.setattr(launch, "_GRACE_SECONDS", 2.0)
+    monkeypatch.setattr(post_mortem, "_GRACE_SECONDS", 2.0)
     end = play(
         """
         fail(0, "crashed", "Connection closed by peer", 1.0)

@@ -21,14 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from academic_pretraining.benchmarking.effort import Effort
-from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
-from academic_pretraining.benchmarking.stacks import AHEAD_SECONDS, START_SECONDS
-from academic_pretraining.benchmarking.storage import is_full, read_failure
+from academic_pretraining.benchmarking.post_mortem import failed, first_failure, hung
+from academic_pretraining.benchmarking.probes import Probe, ProbeResult, Purpose
+from academic_pretraining.benchmarking.stacks import START_SECONDS
 from academic_pretraining.config import TrainingConfig, config_to_dict
-from academic_pretraining.errors import HardwareMismatchError
 from academic_pretraining.gpus import Hardware
 
 # Not `-m`, so that torchrunx finds `work` by its module's name.
@@ -37,8 +34,6 @@ _CHILD = (
 )
 _POLL_SECONDS = 0.1
 _START_SECONDS = START_SECONDS
-# How long the other ranks get to leave a cause that is older than the first one found.
-_GRACE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +140,7 @@ def _watch(
     on_probe: Callable[[Probe], None],
 ) -> SessionEnd:
     end = SessionEnd()
-    directory = launched.directory
+    directory, hardware = launched.directory, launched.hardware
     events = _events(directory / "events.jsonl")
     began = time.monotonic()
     deadline = began + _START_SECONDS
@@ -185,12 +180,12 @@ def _watch(
                 case "done":
                     end.finished = True
                     return end
-        failure = _first_failure(launched)
+        failure = first_failure(directory, hardware)
         if failure or exited:
-            end.results.append(_failed(probe, launched, failure))
+            end.results.append(failed(probe, directory, hardware, failure))
             return end
         if time.monotonic() > deadline:
-            end.results.append(_hung(probe, launched, warm=warm))
+            end.results.append(hung(probe, directory, warm=warm))
             return end
         time.sleep(_POLL_SECONDS)
 
@@ -215,110 +210,3 @@ def _events(path: Path) -> Iterator[dict[str, Any] | None]:
                 line = ""
             else:
                 yield None
-
-
-def _first_failure(launched: Launched) -> dict[str, Any] | None:
-    directory = launched.directory
-    if not list(directory.glob("rank*.failure.json")):
-        return None
-    killed = _killed(launched)
-    time.sleep(_GRACE_SECONDS)
-    failures = [read_failure(p) for p in directory.glob("rank*.failure.json")]
-    # One rank out of memory makes the others fail in their collectives, sometimes sooner.
-    certain = (Outcome.OUT_OF_MEMORY, Outcome.HOST_OUT_OF_MEMORY)
-    memory = [f for f in failures if f["outcome"] in certain]
-    if mismatch := next((f["mismatch"] for f in failures if "mismatch" in f), None):
-        raise HardwareMismatchError(mismatch)
-    if killed and not memory:
-        return killed
-    return min(memory or failures, key=lambda failure: failure["time"])
-
-
-def _killed(launched: Launched) -> dict[str, Any] | None:
-    """Find a rank of this machine that died without a word: the others only miss it."""
-    directory = launched.directory
-    if launched.hardware.num_nodes > 1:
-        # Their process numbers are not those of this machine.
-        return None
-    for path in sorted(directory.glob("rank*.pid")):
-        rank = path.stem
-        with contextlib.suppress(psutil.NoSuchProcess, ValueError):
-            if psutil.Process(int(path.read_text())).status() != psutil.STATUS_ZOMBIE:
-                continue
-        if not (directory / f"{rank}.failure.json").exists():
-            return {
-                "outcome": Outcome.CRASHED,
-                "cause": f"{rank} {_last_words(directory / f'{rank}.log')}",
-                "requested_bytes": None,
-                "free_bytes": None,
-                "transient": True,
-                "log": str(directory / f"{rank}.log"),
-            }
-    return None
-
-
-def _last_words(log: Path) -> str:
-    """Say how a rank died: the fault handler names what the process did to itself."""
-    with contextlib.suppress(OSError):
-        for line in reversed(log.read_text(errors="replace").splitlines()):
-            if line.startswith("Fatal Python error: "):
-                return f"died: {line}"
-    return "was killed, perhaps by the host for want of memory"
-
-
-_NO_PROBE = Probe(
-    purpose=Purpose.MEMORY,
-    micro_batch_size=1,
-    high=1,
-    high_steps=1,
-    compile=False,
-    deadline_seconds=_START_SECONDS,
-)
-
-
-def _failed(probe: Probe | None, launched: Launched, failure: dict[str, Any] | None) -> ProbeResult:
-    probe = probe or _NO_PROBE
-    if failure is None:
-        log = launched.directory / "launcher.log"
-        text = log.read_text(errors="replace").strip().splitlines()
-        # torchrunx's name for a rank that died of a signal; nobody else was left to miss it.
-        if text and "WorkerFailedError" in text[-1]:
-            failure = _killed(launched)
-    if failure is None:
-        return ProbeResult(
-            probe=probe,
-            outcome=Outcome.CRASHED,
-            cause=text[-1][:300] if text else _silent(launched.directory),
-            log=str(log),
-        )
-    outcome = Outcome(failure["outcome"])
-    if outcome is Outcome.COMPILE_FAILED and not probe.compile:
-        outcome = Outcome.CRASHED
-    return ProbeResult(
-        probe=probe,
-        outcome=outcome,
-        cause=failure["cause"],
-        requested_bytes=failure["requested_bytes"],
-        free_bytes=failure["free_bytes"],
-        transient=failure["transient"],
-        log=failure["log"],
-    )
-
-
-def _silent(directory: Path) -> str:
-    words = "the launcher ended without a word"
-    return f"the disk is full: {words}" if is_full(directory) else words
-
-
-def _hung(probe: Probe | None, launched: Launched, *, warm: bool) -> ProbeResult:
-    """Let every rank write its stacks down, of its own accord, before the group is ended."""
-    probe = probe or _NO_PROBE
-    time.sleep(AHEAD_SECONDS)
-    compiling = probe.compile and not warm
-    return ProbeResult(
-        probe=probe,
-        outcome=Outcome.COMPILE_FAILED if compiling else Outcome.HUNG,
-        cause=f"{'no end of the compilation' if compiling else 'no answer'} within "
-        f"{probe.deadline_seconds:.0f} s; the stacks are in the log",
-        log=str(launched.directory / "rank0.log"),
-    )

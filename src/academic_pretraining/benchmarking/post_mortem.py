@@ -1,0 +1,129 @@
+"""What a session died of, read off the files that its ranks and its launcher left."""
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
+from academic_pretraining.benchmarking.stacks import AHEAD_SECONDS, START_SECONDS
+from academic_pretraining.benchmarking.storage import is_full, read_failure
+from academic_pretraining.errors import HardwareMismatchError
+from academic_pretraining.gpus import Hardware
+
+# How long the other ranks get to leave a cause that is older than the first one found.
+_GRACE_SECONDS = 0.5
+
+
+def first_failure(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
+    """Find what a session died of: the earliest cause, and memory before what it led to.
+
+    Raises:
+        HardwareMismatchError: a rank found another GPU type than the declared one.
+    """
+    if not list(directory.glob("rank*.failure.json")):
+        return None
+    killed = _killed(directory, hardware)
+    time.sleep(_GRACE_SECONDS)
+    failures = [read_failure(p) for p in directory.glob("rank*.failure.json")]
+    # One rank out of memory makes the others fail in their collectives, sometimes sooner.
+    certain = (Outcome.OUT_OF_MEMORY, Outcome.HOST_OUT_OF_MEMORY)
+    memory = [f for f in failures if f["outcome"] in certain]
+    if mismatch := next((f["mismatch"] for f in failures if "mismatch" in f), None):
+        raise HardwareMismatchError(mismatch)
+    if killed and not memory:
+        return killed
+    return min(memory or failures, key=lambda failure: failure["time"])
+
+
+def _killed(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
+    """Find a rank of this machine that died without a word: the others only miss it."""
+    if hardware.num_nodes > 1:
+        # Their process numbers are not those of this machine.
+        return None
+    for path in sorted(directory.glob("rank*.pid")):
+        rank = path.stem
+        with contextlib.suppress(psutil.NoSuchProcess, ValueError):
+            if psutil.Process(int(path.read_text())).status() != psutil.STATUS_ZOMBIE:
+                continue
+        if not (directory / f"{rank}.failure.json").exists():
+            return {
+                "outcome": Outcome.CRASHED,
+                "cause": f"{rank} {_last_words(directory / f'{rank}.log')}",
+                "requested_bytes": None,
+                "free_bytes": None,
+                "transient": True,
+                "log": str(directory / f"{rank}.log"),
+            }
+    return None
+
+
+def _last_words(log: Path) -> str:
+    """Say how a rank died: the fault handler names what the process did to itself."""
+    with contextlib.suppress(OSError):
+        for line in reversed(log.read_text(errors="replace").splitlines()):
+            if line.startswith("Fatal Python error: "):
+                return f"died: {line}"
+    return "was killed, perhaps by the host for want of memory"
+
+
+_NO_PROBE = Probe(
+    purpose=Purpose.MEMORY,
+    micro_batch_size=1,
+    high=1,
+    high_steps=1,
+    compile=False,
+    deadline_seconds=START_SECONDS,
+)
+
+
+def failed(
+    probe: Probe | None, directory: Path, hardware: Hardware, failure: dict[str, Any] | None
+) -> ProbeResult:
+    """Answer for a probe whose session died of a failure, or without leaving one."""
+    probe = probe or _NO_PROBE
+    log = directory / "launcher.log"
+    text = log.read_text(errors="replace").strip().splitlines()
+    if failure is None and text and "WorkerFailedError" in text[-1]:
+        # torchrunx's name for a rank that died of a signal; nobody else was left to miss it.
+        failure = _killed(directory, hardware)
+    if failure is None:
+        return ProbeResult(
+            probe=probe,
+            outcome=Outcome.CRASHED,
+            cause=text[-1][:300] if text else _silent(directory),
+            log=str(log),
+        )
+    outcome = Outcome(failure["outcome"])
+    if outcome is Outcome.COMPILE_FAILED and not probe.compile:
+        outcome = Outcome.CRASHED
+    return ProbeResult(
+        probe=probe,
+        outcome=outcome,
+        cause=failure["cause"],
+        requested_bytes=failure["requested_bytes"],
+        free_bytes=failure["free_bytes"],
+        transient=failure["transient"],
+        log=failure["log"],
+    )
+
+
+def _silent(directory: Path) -> str:
+    words = "the launcher ended without a word"
+    return f"the disk is full: {words}" if is_full(directory) else words
+
+
+def hung(probe: Probe | None, directory: Path, *, warm: bool) -> ProbeResult:
+    """Let every rank write its stacks down, of its own accord, before the group is ended."""
+    probe = probe or _NO_PROBE
+    time.sleep(AHEAD_SECONDS)
+    compiling = probe.compile and not warm
+    return ProbeResult(
+        probe=probe,
+        outcome=Outcome.COMPILE_FAILED if compiling else Outcome.HUNG,
+        cause=f"{'no end of the compilation' if compiling else 'no answer'} within "
+        f"{probe.deadline_seconds:.0f} s; the stacks are in the log",
+        log=str(directory / "rank0.log"),
+    )
