@@ -49,6 +49,13 @@ def test_compilations_are_cached_where_the_training_looks_for_them(recorded):
     assert len(list((session.directory / "tmp").iterdir())) == 1
 
 
+@pytest.mark.parametrize("method", [ZERO_1, ZERO_2], ids=lambda method: method.label)
+def test_no_engine_of_deepspeed_outlives_its_probe(recorded, method):
+    session = recorded(method)
+    for rank in range(2):
+        assert (session.directory / f"rank{rank}.engines").read_text() == "0"
+
+
 @pytest.mark.parametrize(
     ("method", "wrapped", "inner"),
     [

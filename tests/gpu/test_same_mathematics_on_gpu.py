@@ -41,7 +41,12 @@ SPLIT = [
     for sharding in (Sharding.NONE, Sharding.ZERO_2, Sharding.FSDP_FULL_SHARD)
     for plan in ((4, 1), (1, 4))
 ]
-COMPILED = [Method(free_lunch=True), Method(free_lunch=True, sharding=Sharding.FSDP_FULL_SHARD)]
+COMPILED = [
+    Method(free_lunch=True),
+    Method(free_lunch=True, activation_checkpointing=True),
+    Method(free_lunch=True, sharding=Sharding.ZERO_3),
+    Method(free_lunch=True, sharding=Sharding.FSDP_FULL_SHARD),
+]
 
 
 def cases_of(model: str, precision: Precision, methods: list[Method]) -> list[Case]:
@@ -63,6 +68,7 @@ CASES = [
     # The free lunch brings TF32, which is left out of one, so that it does not hide the rest.
     Case(model="pythia-160m", method=Method(free_lunch=True)),
     Case(model="pythia-160m", method=Method(free_lunch=True), tf32=True),
+    Case(model="pythia-160m", method=Method(free_lunch=True, sharding=Sharding.ZERO_3)),
     *cases_of("pythia-160m", Precision.FP16, EVERY),
     *split_of("pythia-160m", Precision.FP16),
     *cases_of("pythia-160m", Precision.FP16, COMPILED),

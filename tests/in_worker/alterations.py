@@ -1,6 +1,7 @@
 """What a test changes in the workers of a session; see sitecustomize.py."""
 
 import dataclasses
+import gc
 import json
 import os
 import resource
@@ -31,11 +32,23 @@ def record(worker) -> None:
     """Leave `rank*.facts.json`: how the trained model really was divided, and every verdict."""
     probe.build_model_for = _build_watched
     probe.check_in_force = _record
+    worker.run_probe = _then_count_engines(worker.run_probe)
 
 
 def without_help(worker) -> None:
     """Train as accelerate does by itself on a CPU."""
     probe.allow_sharding_on_cpu = lambda arguments: None
+
+
+def _then_count_engines(run_probe):
+    def run(*arguments, output_dir, **how):
+        result = run_probe(*arguments, output_dir=output_dir, **how)
+        engines = sum(type(thing) is DeepSpeedEngine for thing in gc.get_objects())
+        path = Path(output_dir).parent / f"rank{os.environ['RANK']}.engines"
+        path.write_text(str(engines))
+        return result
+
+    return run
 
 
 def _build_watched(arguments, recipe, **how):

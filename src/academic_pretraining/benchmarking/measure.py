@@ -78,7 +78,8 @@ def _measure(
             waits = time.monotonic()
             devices.enter_context(sessions.alone())
             waited_seconds = time.monotonic() - waits
-            sessions.launch_ahead(config.hardware)
+        # Another setting, or another session of this one.
+        sessions.launch_ahead(config.hardware)
 
     while not (ends and ends[-1].finished):
         with sessions.open(config.hardware) as launched:
