@@ -24,6 +24,7 @@ from typing import Any
 
 import polars as pl
 
+from academic_pretraining.errors import DeviceBusyError
 from academic_pretraining.gpus import detect_hardware
 from academic_pretraining.occupancy import gpus_alone
 from academic_pretraining.results import frame, method_of, select
@@ -90,14 +91,19 @@ def compare(setting: dict[str, Any], steps: int, deadline: float) -> dict[str, A
         arguments = Path(folder) / "arguments.json"
         run("to_training_arguments.py", "--output", arguments, *flags(setting))
         try:
-            with gpus_alone(detect_hardware(os.environ), os.environ, patience_seconds=20.0):
+            with gpus_alone(
+                detect_hardware(os.environ),
+                os.environ,
+                patience_seconds=20.0,
+                on_wait=lambda text: print(text, file=sys.stderr),
+            ):
                 run(
                     *("training.py", "--output-dir", folder, "--model-type", setting["model"]),
                     *("--training-arguments", arguments, "--stop-after-steps", steps),
                     timeout=deadline - time.monotonic(),
                 )
             speed = json.loads((Path(folder) / "speed.json").read_text())
-        except (subprocess.SubprocessError, OSError) as error:
+        except (subprocess.SubprocessError, OSError, DeviceBusyError) as error:
             print(f"no comparison for {setting['model']} {label}: {error}", file=sys.stderr)
             return None
     predicted = speed["predicted"]
@@ -147,6 +153,7 @@ def run(script: str, *words: object, timeout: float = float("inf")) -> None:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     if status:
         raise subprocess.CalledProcessError(status, command)
 

@@ -146,7 +146,8 @@ def _run(
     alone = functools.partial(alone, patience_seconds=20.0)
     effort = dataclasses.replace(QUICK if hardware.gpu.is_cpu else Effort(), **limits)
     # Loading libraries for the next setting must not take the cores that this one trains with.
-    ahead = not hardware.gpu.is_cpu and len(os.sched_getaffinity(0)) >= 4 * hardware.gpus_per_node
+    spare = len(os.sched_getaffinity(0)) >= 4 * hardware.gpus_per_node
+    ahead = not hardware.gpu.is_cpu and hardware.num_nodes == 1 and spare
     end = sweep(configs, workspace_dir(), effort, progress, alone, limits, ahead=ahead)
     recalled = len(end.records) - end.measured
     print(f"{end.measured} settings measured, {recalled} recalled", file=sys.stderr)

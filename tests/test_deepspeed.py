@@ -30,8 +30,8 @@ every_stage = pytest.mark.parametrize("sharding", ZERO)
 with_and_without_offloading = pytest.mark.parametrize("offloading", [False, True])
 
 
-def config_of(sharding: Sharding, **method) -> dict:
-    config = deepspeed_config(Method(sharding=sharding, **method))
+def config_of(sharding: Sharding, *, compiles: bool = False, **method) -> dict:
+    config = deepspeed_config(Method(sharding=sharding, **method), compiles=compiles)
     assert config is not None
     return config
 
@@ -50,12 +50,19 @@ def test_the_stages_are_all_of_deepspeeds():
 
 @pytest.mark.parametrize("sharding", [s for s in Sharding if s not in ZERO])
 def test_other_shardings_have_no_configuration(sharding):
-    assert deepspeed_config(Method(sharding=sharding, offloading=True)) is None
+    assert deepspeed_config(Method(sharding=sharding, offloading=True), compiles=True) is None
 
 
 @every_stage
 def test_the_stage_in_full(sharding):
     assert config_of(sharding)["zero_optimization"] == ZERO[sharding]
+
+
+@every_stage
+def test_compiled_only_zero_3_differs_by_the_linear_function_that_has_no_gradients(sharding):
+    other = {"memory_efficient_linear": False} if sharding is Sharding.ZERO_3 else {}
+    found = config_of(sharding, compiles=True)
+    assert found["zero_optimization"] == ZERO[sharding] | other
 
 
 @every_stage

@@ -5,7 +5,7 @@ from typing import Any
 from academic_pretraining.methods import Backend, Method
 
 
-def deepspeed_config(method: Method) -> dict[str, Any] | None:
+def deepspeed_config(method: Method, *, compiles: bool) -> dict[str, Any] | None:
     """Build the `deepspeed` field of TrainingArguments; `None` where the method is not ZeRO.
 
     There is no optimizer section: with one, DeepSpeed builds its own optimizer over a single
@@ -14,6 +14,10 @@ def deepspeed_config(method: Method) -> dict[str, Any] | None:
     fills in its own argument (batch, precision, clipping) or a size of the model.
 
     Bucket and sub-group sizes are those of arXiv 2410.23261.
+
+    Args:
+        method: how it is sharded and offloaded.
+        compiles: whether `torch.compile` is part of the method for this model.
     """
     if method.sharding.backend is not Backend.DEEPSPEED:
         return None
@@ -31,6 +35,11 @@ def deepspeed_config(method: Method) -> dict[str, Any] | None:
             "sub_group_size": 1_000_000_000,
             "stage3_gather_16bit_weights_on_model_save": True,
         }
+        if compiles:
+            # DeepSpeed's own linear function, compiled by torch 2.11, passes no gradient on to what
+            # lies below it, without a word: only the last layer of a model learns. torch 2.13
+            # compiles it rightly. tests/contract compares both with plain training.
+            zero["memory_efficient_linear"] = False
     host = {"device": "cpu", "pin_memory": True}
     if method.offloading:
         zero["offload_optimizer"] = dict(host)

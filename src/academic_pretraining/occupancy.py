@@ -101,7 +101,12 @@ def _lock_file(path: Path) -> int | None:
     """Open a file to lock, another user's too; `None` where that cannot be."""
     for flags in (os.O_RDONLY, os.O_RDONLY | os.O_CREAT):
         with contextlib.suppress(OSError):
-            return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            # A pipe of that name would be waited for.
+            descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+            with contextlib.suppress(OSError):
+                # For other users, whatever the umask; theirs cannot be changed, and need not.
+                os.fchmod(descriptor, 0o644)
+            return descriptor
     return None
 
 

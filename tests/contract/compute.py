@@ -32,7 +32,6 @@ from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
 # A gradient of 64 still fits into fp16; the usual 65,536 skips the first steps.
 FIRST_LOSS_SCALE_POWER = 10
 
-
 _LINEAR = torch.nn.functional.linear
 
 
@@ -86,8 +85,7 @@ def main(folder: Path) -> None:
             (folder / f"{case['name']}.error").write_text(traceback.format_exc())
         print(f"{case['name']}: {time.monotonic() - began:.1f} s", flush=True)
         AcceleratorState._reset_state(reset_partial_state=True)
-        # ZeRO-3 leaves its own behind. On two H100s what was compiled after it, with torch 2.11,
-        # had 57% too small gradients; by itself it had not.
+        # ZeRO-3 leaves its own behind, which torch 2.11 compiles wrongly.
         torch.nn.functional.linear = _LINEAR
         os.environ.clear()
         os.environ.update(before)

@@ -42,7 +42,7 @@ ACCUMULATION = [
 ]
 COMPILED = [
     Case(model="pythia-160m", method=Method(free_lunch=True, sharding=sharding))
-    for sharding in (Sharding.NONE, Sharding.ZERO_1, Sharding.FSDP_FULL_SHARD)
+    for sharding in (Sharding.NONE, Sharding.ZERO_1, Sharding.ZERO_3, Sharding.FSDP_FULL_SHARD)
 ]
 IN_FP32 = EVERY_METHOD + ACCUMULATION + COMPILED
 # accelerate refuses fp16 on a CPU.

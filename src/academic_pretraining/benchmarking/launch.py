@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.post_mortem import failed, first_failure, hung
 from academic_pretraining.benchmarking.probes import Probe, ProbeResult, Purpose
@@ -33,6 +35,8 @@ _CHILD = (
     "import sys; from academic_pretraining.benchmarking.session import main; main(*sys.argv[1:])"
 )
 _POLL_SECONDS = 0.1
+# The driver takes a few seconds to let a killed process go.
+_END_SECONDS = 20.0
 _START_SECONDS = START_SECONDS
 
 
@@ -53,10 +57,21 @@ class Launched:
     began_at: float
 
     def end(self) -> None:
-        """Kill every process of it."""
+        """Kill every process of it, and wait until the ranks of this machine hold no device."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        until = time.monotonic() + _END_SECONDS
+        while self._ranks_live() and time.monotonic() < until:
+            time.sleep(_POLL_SECONDS)
+
+    def _ranks_live(self) -> bool:
+        """Whether a rank of this machine still holds anything; a zombie holds nothing."""
+        for path in self.directory.glob("rank*.pid") if self.hardware.num_nodes == 1 else ():
+            with contextlib.suppress(psutil.NoSuchProcess, ValueError):
+                if psutil.Process(int(path.read_text())).status() != psutil.STATUS_ZOMBIE:
+                    return True
+        return False
 
     def ready_at(self) -> float | None:
         """Say when its last rank came to wait, in seconds since the epoch; `None` before."""

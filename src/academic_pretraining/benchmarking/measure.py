@@ -78,8 +78,10 @@ def _measure(
             waits = time.monotonic()
             devices.enter_context(sessions.alone())
             waited_seconds = time.monotonic() - waits
-        # Another setting, or another session of this one.
-        sessions.launch_ahead(config.hardware)
+        # Another setting, or another session of this one. What is offloaded is computed by all
+        # cores, and would be timed while they load libraries.
+        if not config.method.offloading:
+            sessions.launch_ahead(config.hardware)
 
     while not (ends and ends[-1].finished):
         with sessions.open(config.hardware) as launched:

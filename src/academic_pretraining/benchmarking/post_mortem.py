@@ -120,10 +120,16 @@ def hung(probe: Probe | None, directory: Path, *, warm: bool) -> ProbeResult:
     probe = probe or _NO_PROBE
     time.sleep(AHEAD_SECONDS)
     compiling = probe.compile and not warm
+    log = directory / "rank0.log"
+    if log.exists():
+        where = "; the stacks are in the log"
+    else:
+        # Not even its libraries are loaded.
+        log, where = directory / "launcher.log", ""
     return ProbeResult(
         probe=probe,
         outcome=Outcome.COMPILE_FAILED if compiling else Outcome.HUNG,
         cause=f"{'no end of the compilation' if compiling else 'no answer'} within "
-        f"{probe.deadline_seconds:.0f} s; the stacks are in the log",
-        log=str(directory / "rank0.log"),
+        f"{probe.deadline_seconds:.0f} s{where}",
+        log=str(log),
     )

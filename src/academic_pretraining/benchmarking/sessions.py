@@ -18,8 +18,8 @@ class Sessions:
     Args:
         scratch: folder for temporary ones, shared by all nodes; logs of failures stay there.
         alone: entered for as long as a setting uses the devices; raises where they will not do.
-        ahead: whether to launch the next session while one measures. It takes about one core for
-            each rank, so that nothing is launched ahead where the measurement needs all of them.
+        ahead: whether to launch the next session while one measures, which takes about one core
+            for each rank for half a minute.
 
     Attributes:
         more: whether another setting will follow; the caller says so.

@@ -47,7 +47,9 @@ def leave_failure(path: Path, failure: dict[str, Any]) -> None:
     try:
         temporary.write_text(json.dumps(failure))
         temporary.rename(path)
-    except OSError:
+    except OSError as error:
+        if not says_full(error):
+            raise
         path.touch()
 
 

@@ -58,6 +58,9 @@ def work(directory: str) -> None:
     (folder / f"rank{rank}.ready").touch()
     try:
         while not (folder / "request.json").exists():
+            if not folder.exists():
+                # Launched for nothing, on a node where nobody ends it.
+                os._exit(1)
             time.sleep(_POLL_SECONDS)
         _probe_on(folder, rank)
     except BaseException as error:
