@@ -21,10 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from academic_pretraining.benchmarking.effort import Effort
-from academic_pretraining.benchmarking.post_mortem import failed, first_failure, hung
+from academic_pretraining.benchmarking.post_mortem import failed, first_failure, hung, is_live
 from academic_pretraining.benchmarking.probes import Probe, ProbeResult, Purpose
 from academic_pretraining.benchmarking.stacks import START_SECONDS
 from academic_pretraining.config import TrainingConfig, config_to_dict
@@ -66,12 +64,9 @@ class Launched:
             time.sleep(_POLL_SECONDS)
 
     def _ranks_live(self) -> bool:
-        """Whether a rank of this machine still holds anything; a zombie holds nothing."""
-        for path in self.directory.glob("rank*.pid") if self.hardware.num_nodes == 1 else ():
-            with contextlib.suppress(psutil.NoSuchProcess, ValueError):
-                if psutil.Process(int(path.read_text())).status() != psutil.STATUS_ZOMBIE:
-                    return True
-        return False
+        """Whether a rank of this machine still runs; elsewhere their numbers mean nothing here."""
+        here = self.hardware.num_nodes == 1
+        return here and any(is_live(path) for path in self.directory.glob("rank*.pid"))
 
     def ready_at(self) -> float | None:
         """Say when its last rank came to wait, in seconds since the epoch; `None` before."""

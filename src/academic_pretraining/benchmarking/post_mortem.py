@@ -45,9 +45,8 @@ def _killed(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
         return None
     for path in sorted(directory.glob("rank*.pid")):
         rank = path.stem
-        with contextlib.suppress(psutil.NoSuchProcess, ValueError):
-            if psutil.Process(int(path.read_text())).status() != psutil.STATUS_ZOMBIE:
-                continue
+        if is_live(path):
+            continue
         if not (directory / f"{rank}.failure.json").exists():
             return {
                 "outcome": Outcome.CRASHED,
@@ -58,6 +57,13 @@ def _killed(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
                 "log": str(directory / f"{rank}.log"),
             }
     return None
+
+
+def is_live(pid_file: Path) -> bool:
+    """Whether the process that a rank named in its file still runs; a zombie holds nothing."""
+    with contextlib.suppress(psutil.NoSuchProcess, ValueError):
+        return psutil.Process(int(pid_file.read_text())).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _last_words(log: Path) -> str:
