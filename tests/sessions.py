@@ -83,17 +83,33 @@ def alter() -> Callable[[pytest.MonkeyPatch, str], None]:
 
 
 @pytest.fixture(scope="session")
-def altered_session(tmp_path_factory, alter) -> Callable[..., Session]:
-    """Run a real session whose workers were changed."""
+def altered_launch(tmp_path_factory, alter) -> Callable[..., Launched]:
+    """Launch a session whose workers were changed, for `altered_session` to run."""
 
-    def run(name: str, config: TrainingConfig, effort: Effort = QUICK, ranks: str = "1") -> Session:
+    def start(name: str, config: TrainingConfig, ranks: str = "1") -> Launched:
         directory = tmp_path_factory.mktemp(name)
         with pytest.MonkeyPatch.context() as monkeypatch:
             alter(monkeypatch, name)
             monkeypatch.setenv("FAULTY_RANKS", ranks)
-            launched = launch(config.hardware, directory=directory)
-            end = run_session(launched, config, effort, [])
-        return Session(end=end, directory=directory, config=config, ended_at=time.time())
+            return launch(config.hardware, directory=directory)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def altered_session(altered_launch) -> Callable[..., Session]:
+    """Run a real session whose workers were changed."""
+
+    def run(
+        name: str,
+        config: TrainingConfig,
+        effort: Effort = QUICK,
+        ranks: str = "1",
+        launched: Launched | None = None,
+    ) -> Session:
+        launched = launched or altered_launch(name, config, ranks)
+        end = run_session(launched, config, effort, [])
+        return Session(end=end, directory=launched.directory, config=config, ended_at=time.time())
 
     return run
 

@@ -1,44 +1,151 @@
-"""Faults that only a real GPU, its allocators and its driver can have; `pytest -m gpu`."""
+"""Faults that only a real GPU, its allocators, its driver and NCCL can have; `pytest -m gpu`.
 
+All sessions of a module are launched at once: what takes the time is loading libraries. With
+FAULTS_CSV set, what became of each fault is added there.
+"""
+
+import csv
 import dataclasses
 import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
+from academic_pretraining.benchmarking.effort import QUICK, Effort
+from academic_pretraining.benchmarking.launch import Launched
 from academic_pretraining.benchmarking.probes import Outcome
-from academic_pretraining.gpus import Hardware, detect_hardware
+from academic_pretraining.config import TrainingConfig
+from academic_pretraining.gpus import detect_hardware
+from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.occupancy import check_idle
 
 pytestmark = pytest.mark.gpu
 
-FAULTS = {
-    "fills_the_gpu": (Outcome.OUT_OF_MEMORY, "OutOfMemoryError: CUDA out of memory."),
-    "pins_too_much": (Outcome.HOST_OUT_OF_MEMORY, "pinned memory: "),
-    "trips_an_assertion_on_the_gpu": (Outcome.CRASHED, ""),
-    "dies_in_training": (Outcome.CRASHED, "rank0 was killed"),
-}
+MEMORY = "OutOfMemoryError: CUDA out of memory."
+PLAIN = Method()
+SHARDED = Method(sharding=Sharding.FSDP_FULL_SHARD)
+ZERO = Method(sharding=Sharding.ZERO_2)
+# Time for NCCL and the fault; a hang is given no longer.
+HASTY = Effort(micro_batch_sizes=(1,), most_timings=1, timing_deadline_seconds=20.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What happens on which ranks, and how it must be recorded."""
+
+    name: str
+    outcome: Outcome
+    cause: str
+    ranks: str = "0"
+    gpus: int = 1
+    method: Method = PLAIN
+    effort: Effort = QUICK
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.ranks} of {self.gpus} with {self.method.label}"
+
+
+def out_of_memory_in(place: str, ranks: str = "1", method: Method = PLAIN) -> Fault:
+    """Describe a real failure to allocate on some of two GPUs, in the middle of a training."""
+    return Fault(
+        name=f"runs_out_of_memory_in_{place}",
+        outcome=Outcome.OUT_OF_MEMORY,
+        cause=MEMORY,
+        ranks=ranks,
+        gpus=2,
+        method=method,
+    )
+
+
+FAULTS = [
+    Fault(name="fills_the_gpu", outcome=Outcome.OUT_OF_MEMORY, cause=MEMORY),
+    Fault(name="pins_too_much", outcome=Outcome.HOST_OUT_OF_MEMORY, cause="pinned memory: "),
+    Fault(name="trips_an_assertion_on_the_gpu", outcome=Outcome.CRASHED, cause=""),
+    Fault(name="dies_in_training", outcome=Outcome.CRASHED, cause="rank0 was killed"),
+    # While the other rank waits for this one, in NCCL.
+    out_of_memory_in("forward"),
+    out_of_memory_in("forward", "0", SHARDED),
+    out_of_memory_in("forward", "0,1"),
+    out_of_memory_in("backward"),
+    out_of_memory_in("backward", method=ZERO),
+    out_of_memory_in("the_optimizer"),
+    out_of_memory_in("all_reduce"),
+    out_of_memory_in("all_gather", method=SHARDED),
+    out_of_memory_in("reduce_scatter", "0", SHARDED),
+    Fault(name="is_killed", outcome=Outcome.CRASHED, cause="rank1 was killed", ranks="1", gpus=2),
+    Fault(
+        name="hangs",
+        outcome=Outcome.HUNG,
+        cause="no answer within 20 s",
+        ranks="1",
+        gpus=2,
+        effort=HASTY,
+    ),
+]
 
 
 @pytest.fixture(scope="module")
-def one_gpu() -> Hardware:
-    return dataclasses.replace(detect_hardware(os.environ), gpus_per_node=1)
+def configs(tiny_config) -> dict[Fault, TrainingConfig]:
+    found = detect_hardware(os.environ)
+    return {
+        fault: tiny_config(fault.method, workers=fault.gpus, gpu_type=found.gpu_type)
+        for fault in FAULTS
+        if fault.gpus <= found.gpus_per_node
+    }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_told_apart_and_the_gpu_is_free_again(
-    fault, one_gpu, altered_session, tiny_config
+@pytest.fixture(scope="module")
+def launches(request, configs, altered_launch) -> Iterator[Callable[[Fault], Launched]]:
+    asked = [item.callspec.params["fault"] for item in request.session.items if _asks(item)]
+    launched = {
+        fault: altered_launch(f"faults.{fault.name}", configs[fault], fault.ranks)
+        for fault in asked
+        if fault in configs
+    }
+    yield launched.__getitem__
+    for session in launched.values():
+        session.end()
+
+
+def _asks(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and "launches" in item.fixturenames
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_a_fault_is_told_apart_and_the_gpus_are_free_again(
+    fault, configs, launches, altered_session
 ):
-    outcome, cause = FAULTS[fault]
-    config = tiny_config(workers=1, gpu_type=one_gpu.gpu_type)
-    session = altered_session(f"faults.{fault}", config, ranks="0")
+    if fault not in configs:
+        pytest.skip(f"needs {fault.gpus} GPUs, and {torch.cuda.device_count()} are here")
+    config = configs[fault]
+    session = altered_session(
+        f"faults.{fault.name}", config, fault.effort, launched=launches(fault)
+    )
+    marks = [float(path.read_text()) for path in session.directory.glob("rank*.fault")]
+    seconds = session.ended_at - max(marks)
     [result] = session.end.results
-    assert result.outcome is outcome, result.cause
-    assert result.cause.startswith(cause)
-    if fault == "fills_the_gpu":
+    _note(fault, result.outcome, result.cause, seconds)
+    assert result.outcome is fault.outcome, result.cause
+    assert result.cause.startswith(fault.cause)
+    if fault.outcome is Outcome.OUT_OF_MEMORY:
         assert result.requested_bytes == 2**45
         assert result.free_bytes is not None
         assert 0 < result.free_bytes < 2**45
-    [mark] = session.directory.glob("rank*.fault")
-    assert session.ended_at - float(mark.read_text()) < 15.0
+    if fault.outcome is Outcome.HUNG:
+        seconds -= fault.effort.timing_deadline_seconds
+    else:
+        logs = [str(session.directory / f"rank{rank}.log") for rank in fault.ranks.split(",")]
+        assert result.log in logs
+    assert seconds < 15.0
     # Raises where somebody still computes there.
-    check_idle(one_gpu, os.environ, patience_seconds=15.0)
+    check_idle(config.hardware, os.environ, patience_seconds=15.0)
+
+
+def _note(fault: Fault, outcome: Outcome, cause: str, seconds: float) -> None:
+    if path := os.environ.get("FAULTS_CSV"):
+        with Path(path).open("a", newline="") as stream:
+            csv.writer(stream, lineterminator="\n").writerow(
+                [fault, outcome, cause.partition("\n")[0][:80], f"{seconds:.1f}"]
+            )

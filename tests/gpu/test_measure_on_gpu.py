@@ -1,6 +1,8 @@
 """What only a real GPU can show; `pytest -m gpu`."""
 
+import functools
 import os
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -16,13 +18,24 @@ from academic_pretraining.records import Measurement
 pytestmark = pytest.mark.gpu
 
 BRIEF = Effort(timing_seconds=2.0, most_timings=1, most_refinements=0, micro_batch_sizes=(4,))
+CHECKPOINTED = Method(free_lunch=True, activation_checkpointing=True)
 
 
-def measured(method: Method, tmp_path) -> Measurement:
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> Iterator[Callable[[Method], Measurement]]:
+    """Measure a method, once for all tests, and have the next one's session launched meanwhile."""
     hardware = detect_hardware(os.environ)
     assert not hardware.gpu.is_cpu, "run this on a machine with a GPU"
-    config = TrainingConfig(hardware=hardware, recipe=get_model("pythia-14m"), method=method)
-    return measure(config, BRIEF, sessions=Sessions(tmp_path))
+    sessions = Sessions(tmp_path_factory.mktemp("sessions"), ahead=True)
+    sessions.more = True
+
+    @functools.cache
+    def run(method: Method) -> Measurement:
+        config = TrainingConfig(hardware=hardware, recipe=get_model("pythia-14m"), method=method)
+        return measure(config, BRIEF, sessions=sessions)
+
+    yield run
+    sessions.close()
 
 
 @pytest.mark.parametrize(
@@ -30,15 +43,15 @@ def measured(method: Method, tmp_path) -> Measurement:
     [
         Method(),
         Method(free_lunch=True),
-        Method(free_lunch=True, activation_checkpointing=True),
+        CHECKPOINTED,
         Method(sharding=Sharding.ZERO_2, offloading=True),
         Method(sharding=Sharding.ZERO_3, offloading=True),
         Method(free_lunch=True, sharding=Sharding.FSDP_FULL_SHARD, offloading=True),
     ],
     ids=lambda method: method.label,
 )
-def test_a_setting_is_measured(method, tmp_path):
-    found = measured(method, tmp_path)
+def test_a_setting_is_measured(method, measured):
+    found = measured(method)
     assert found.outcome == "measured"
     assert found.compile == ("on" if method.free_lunch else "off")
     assert found.best is not None
@@ -47,9 +60,8 @@ def test_a_setting_is_measured(method, tmp_path):
     assert 0 < found.best.peak_bytes < found.device_bytes
 
 
-def test_checkpointing_saves_memory(tmp_path):
-    without = measured(Method(), tmp_path).best
-    saving = measured(Method(free_lunch=True, activation_checkpointing=True), tmp_path).best
+def test_checkpointing_saves_memory(measured):
+    without, saving = measured(Method()).best, measured(CHECKPOINTED).best
     assert without is not None
     assert saving is not None
     assert saving.peak_bytes < without.peak_bytes

@@ -2,7 +2,7 @@
 
 One seed, one global batch, three steps; in fp32, and in each recipe's own half precision. All cases
 of a model begin with the same weights, which its half precision holds exactly. With MATHEMATICS_CSV
-set, the distances are written there.
+set, the distances are written to that name with .eager.csv and .compiled.csv.
 """
 
 import os
@@ -62,25 +62,29 @@ def own(model: str, methods: list[Method]) -> list[Case]:
     return [Case(model=model), *cases_of(model, MODELS[model].precision, methods)]
 
 
-CASES = [
+EAGER_CASES = [
     *cases_of("pythia-160m", Precision.FP32, EVERY),
     *split_of("pythia-160m", Precision.FP32),
-    # The free lunch brings TF32, which is left out of one, so that it does not hide the rest.
-    Case(model="pythia-160m", method=Method(free_lunch=True)),
-    Case(model="pythia-160m", method=Method(free_lunch=True), tf32=True),
-    Case(model="pythia-160m", method=Method(free_lunch=True, sharding=Sharding.ZERO_3)),
     *cases_of("pythia-160m", Precision.FP16, EVERY),
     *split_of("pythia-160m", Precision.FP16),
-    *cases_of("pythia-160m", Precision.FP16, COMPILED),
     *own("pythia-1b", EVERY),
     *split_of("pythia-1b", Precision.BF16),
-    *cases_of("pythia-1b", Precision.BF16, [Method(free_lunch=True, sharding=Sharding.ZERO_1)]),
     *own("mamba", SHARDINGS),
     *own("roberta", SHARDINGS),
     Case(model="roberta", precision=Precision.FP16, plan=(1, 4)),
     *cases_of("vit", Precision.FP32, EVERY),
     *cases_of("convnext-large-1k", Precision.FP32, SHARDINGS),
 ]
+COMPILED_CASES = [
+    # The free lunch brings TF32, which is left out of one, so that it does not hide the rest.
+    Case(model="pythia-160m", method=Method(free_lunch=True)),
+    Case(model="pythia-160m", method=Method(free_lunch=True), tf32=True),
+    Case(model="pythia-160m", method=Method(free_lunch=True, sharding=Sharding.ZERO_3)),
+    *cases_of("pythia-160m", Precision.FP16, COMPILED),
+    *cases_of("pythia-1b", Precision.BF16, [Method(free_lunch=True, sharding=Sharding.ZERO_1)]),
+    *cases_of("vit", Precision.FP32, [Method(free_lunch=True)]),
+]
+CASES = EAGER_CASES + COMPILED_CASES
 # Of the distance from fp32 that plain training in half precision has: only the order of roundings.
 AS_NEAR = 1.5
 
@@ -90,16 +94,33 @@ def each(cases: list[Case]) -> pytest.MarkDecorator:
 
 
 @pytest.fixture(scope="module")
-def computed(tmp_path_factory) -> Path:
+def eager(tmp_path_factory) -> Path:
+    return compute("eager", tmp_path_factory.mktemp("eager"), EAGER_CASES)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> Path:
+    return compute("compiled", tmp_path_factory.mktemp("compiled"), COMPILED_CASES)
+
+
+@pytest.fixture
+def computed(case, request) -> Path:
+    """Give the folder with what a case and those that it is compared with computed."""
+    return request.getfixturevalue("compiled" if case.method.free_lunch else "eager")
+
+
+def compute(kind: str, folder: Path, cases: list[Case]) -> Path:
     if torch.cuda.device_count() < 2:
         pytest.skip(f"needs two GPUs, and {torch.cuda.device_count()} are here")
-    folder = tmp_path_factory.mktemp("mathematics")
-    write_cases(folder, CASES, detect_hardware(os.environ).gpu_type)
+    # Each once, and those first that the others are compared with.
+    compared = {c: None for case in cases for c in (case.start, case.plain)}
+    cases = list(compared | dict.fromkeys(cases))
+    write_cases(folder, cases, detect_hardware(os.environ).gpu_type)
     try:
         run_ranks("compute.py", folder, gpus=True, timeout_seconds=480.0)
     finally:
         if path := os.environ.get("MATHEMATICS_CSV"):
-            write_csv(Path(path), folder, CASES)
+            write_csv(Path(f"{path}.{kind}.csv"), folder, cases)
     return folder
 
 

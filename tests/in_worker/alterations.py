@@ -19,6 +19,7 @@ from transformers import Trainer
 from academic_pretraining.benchmarking import probe
 from academic_pretraining.benchmarking.build import build_model_for
 from academic_pretraining.benchmarking.in_force import check_in_force
+from academic_pretraining.benchmarking.learning import moved
 from academic_pretraining.benchmarking.timing import StepTimer
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import MeasurementError
@@ -38,6 +39,19 @@ def record(worker) -> None:
 def without_help(worker) -> None:
     """Train as accelerate does by itself on a CPU."""
     probe.allow_sharding_on_cpu = lambda arguments: None
+
+
+def cuts_off_a_layer(worker) -> None:
+    """Build a model whose first layer gets no gradient, nor what lies below it."""
+
+    def build(*arguments, **how):
+        model = build_model_for(*arguments, **how)
+        model.get_submodule("gpt_neox.layers.0").register_forward_hook(
+            lambda module, inputs, output: output.detach()
+        )
+        return model
+
+    probe.build_model_for = build
 
 
 def _then_count_engines(run_probe):
@@ -91,6 +105,7 @@ def _record(trainer: Trainer, config: TrainingConfig, *, compiled: bool) -> None
         "peak bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "finite": all(bool(torch.isfinite(_local(p)).all()) for p in parameters),
         "seen": dict(_seen),
+        "moved": moved(trainer),
         "temporary": [tempfile.gettempdir(), default_cache_dir()],
         "verdicts": _verdicts(trainer, config, compiled),
     }

@@ -134,7 +134,7 @@ def runs_out_of_memory_in_reduce_scatter(worker) -> None:
 
 
 def fills_the_gpu(worker) -> None:
-    in_forward(worker, lambda: torch.empty(2**45, dtype=torch.uint8, device="cuda"))
+    in_forward(worker, _run_out_of_memory)
 
 
 def pins_too_much(worker) -> None:
@@ -206,6 +206,8 @@ def _enter_collective() -> None:
 
 
 def _run_out_of_memory():
+    if torch.cuda.is_available():
+        torch.empty(2**45, dtype=torch.uint8, device="cuda")
     raise torch.OutOfMemoryError(DEVICE)
 
 

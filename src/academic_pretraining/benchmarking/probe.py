@@ -16,6 +16,7 @@ from academic_pretraining.benchmarking.build import build_model_for, synthetic_d
 from academic_pretraining.benchmarking.communication import CommunicationTimer, transfers
 from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
 from academic_pretraining.benchmarking.in_force import check_in_force
+from academic_pretraining.benchmarking.learning import check_learning, moved
 from academic_pretraining.benchmarking.probes import (
     Outcome,
     Probe,
@@ -77,12 +78,15 @@ def run_probe(
         "save_seconds": saver.seconds,
         "save_peak_bytes": saver.peak_bytes,
     }
+    # Last, for it takes memory of its own.
+    mine["moved"] = moved(trainer) if probe.purpose is Purpose.TIMING else {}
     _let_go(trainer)
     del trainer, timer, saver, exchange
     _clean_up(cuda)
     mine["leftover_bytes"] = torch.cuda.memory_allocated() if cuda else 0
     mine["device_bytes"] = device_bytes(cuda)
     everyone = gather(mine)
+    check_learning([rank["moved"] for rank in everyone])
     # Every rank has written its part; the session's end removes it.
     saved = Path(output_dir).rglob("*") if probe.purpose is Purpose.SAVING else ()
     return ProbeResult(
