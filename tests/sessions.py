@@ -84,7 +84,7 @@ def alter() -> Callable[[pytest.MonkeyPatch, str], None]:
 
 @pytest.fixture(scope="session")
 def altered_launch(tmp_path_factory, alter) -> Callable[..., Launched]:
-    """Launch a session whose workers were changed, for `altered_session` to run."""
+    """Launch a session whose workers were changed, for `see_out`."""
 
     def start(name: str, config: TrainingConfig, ranks: str = "1") -> Launched:
         directory = tmp_path_factory.mktemp(name)
@@ -100,18 +100,16 @@ def altered_launch(tmp_path_factory, alter) -> Callable[..., Launched]:
 def altered_session(altered_launch) -> Callable[..., Session]:
     """Run a real session whose workers were changed."""
 
-    def run(
-        name: str,
-        config: TrainingConfig,
-        effort: Effort = QUICK,
-        ranks: str = "1",
-        launched: Launched | None = None,
-    ) -> Session:
-        launched = launched or altered_launch(name, config, ranks)
-        end = run_session(launched, config, effort, [])
-        return Session(end=end, directory=launched.directory, config=config, ended_at=time.time())
+    def run(name: str, config: TrainingConfig, effort: Effort = QUICK, ranks: str = "1") -> Session:
+        return see_out(altered_launch(name, config, ranks), config, effort)
 
     return run
+
+
+def see_out(launched: Launched, config: TrainingConfig, effort: Effort = QUICK) -> Session:
+    """Run a session that is launched."""
+    end = run_session(launched, config, effort, [])
+    return Session(end=end, directory=launched.directory, config=config, ended_at=time.time())
 
 
 class Unlaunched(Launched):

@@ -4,24 +4,23 @@ import tempfile
 
 import pytest
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+from trained import (
+    COMPILED,
+    FSDP_COMPILED,
+    FSDP_FULL,
+    FSDP_GRAD,
+    NAIVE,
+    ZERO_1,
+    ZERO_2,
+    ZERO_3,
+    every_method,
+)
 
 from academic_pretraining.benchmarking.build import parameter_count
 from academic_pretraining.benchmarking.probes import Outcome, Purpose
-from academic_pretraining.methods import Method, Sharding
+from academic_pretraining.methods import Sharding
 
 pytestmark = pytest.mark.slow
-
-NAIVE = Method()
-COMPILED = Method(free_lunch=True)
-ZERO_1 = Method(sharding=Sharding.ZERO_1, activation_checkpointing=True)
-ZERO_2 = Method(sharding=Sharding.ZERO_2, free_lunch=True)
-FSDP_GRAD = Method(sharding=Sharding.FSDP_SHARD_GRAD_OP)
-FSDP_FULL = Method(sharding=Sharding.FSDP_FULL_SHARD, activation_checkpointing=True)
-ZERO_3 = Method(sharding=Sharding.ZERO_3, activation_checkpointing=True)
-FSDP_COMPILED = Method(sharding=Sharding.FSDP_FULL_SHARD, free_lunch=True)
-EVERY = (NAIVE, COMPILED, ZERO_1, ZERO_2, FSDP_GRAD, FSDP_FULL, ZERO_3, FSDP_COMPILED)
-
-every_method = pytest.mark.parametrize("method", EVERY, ids=lambda method: method.label)
 
 # An epoch of 2 steps with 3 micro-batches each and one with 1, three times.
 MICRO_BATCHES, STEPS = 21, 9

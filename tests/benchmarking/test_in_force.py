@@ -1,25 +1,21 @@
 import dataclasses
 
 import pytest
-from transformers import Trainer, TrainingArguments
+from trained import (
+    EVERY,
+    FSDP_FULL,
+    FSDP_GRAD,
+    ZERO_1,
+    ZERO_2,
+    every_method,
+    train_in_this_process,
+)
+from transformers import Trainer
 
-from academic_pretraining.benchmarking.build import build_model, synthetic_dataset
+from academic_pretraining.benchmarking.build import build_model
 from academic_pretraining.benchmarking.in_force import check_in_force
 from academic_pretraining.errors import MeasurementError
 from academic_pretraining.methods import Method, Sharding
-
-# The same as in test_gloo.py, so that nothing is trained twice.
-RECORDED = (
-    Method(),
-    Method(free_lunch=True),
-    Method(sharding=Sharding.ZERO_1, activation_checkpointing=True),
-    Method(sharding=Sharding.ZERO_2, free_lunch=True),
-    Method(sharding=Sharding.FSDP_SHARD_GRAD_OP),
-    Method(sharding=Sharding.FSDP_FULL_SHARD, activation_checkpointing=True),
-    Method(sharding=Sharding.ZERO_3, activation_checkpointing=True),
-    Method(sharding=Sharding.FSDP_FULL_SHARD, free_lunch=True),
-)
-trained = pytest.mark.parametrize("method", RECORDED, ids=lambda method: method.label)
 
 
 def verdicts_of(session) -> dict[str, str]:
@@ -29,7 +25,7 @@ def verdicts_of(session) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@trained
+@every_method
 @pytest.mark.parametrize("asked", Sharding)
 def test_only_the_sharding_that_trained_is_accepted(recorded, method, asked):
     verdict = verdicts_of(recorded(method))[f"sharding {asked}"]
@@ -43,16 +39,16 @@ def test_only_the_sharding_that_trained_is_accepted(recorded, method, asked):
 @pytest.mark.parametrize(
     ("method", "asked", "expected"),
     [
-        (RECORDED[2], Sharding.ZERO_2, "ZeRO stage is 1 instead of 2"),
-        (RECORDED[2], Sharding.ZERO_3, "ZeRO stage is 1 instead of 3"),
-        (RECORDED[3], Sharding.ZERO_1, "ZeRO stage is 2 instead of 1"),
+        (ZERO_1, Sharding.ZERO_2, "ZeRO stage is 1 instead of 2"),
+        (ZERO_1, Sharding.ZERO_3, "ZeRO stage is 1 instead of 3"),
+        (ZERO_2, Sharding.ZERO_1, "ZeRO stage is 2 instead of 1"),
         (
-            RECORDED[4],
+            FSDP_GRAD,
             Sharding.FSDP_FULL_SHARD,
             "reshard after forward is False instead of True",
         ),
         (
-            RECORDED[5],
+            FSDP_FULL,
             Sharding.FSDP_SHARD_GRAD_OP,
             "reshard after forward is True instead of False",
         ),
@@ -63,7 +59,7 @@ def test_the_stage_that_differs_is_all_that_is_named(recorded, method, asked, ex
 
 
 @pytest.mark.slow
-@trained
+@every_method
 def test_another_compilation_is_refused(recorded, method):
     found = method.free_lunch
     verdict = verdicts_of(recorded(method))["compile"]
@@ -71,7 +67,7 @@ def test_another_compilation_is_refused(recorded, method):
 
 
 @pytest.mark.slow
-@trained
+@every_method
 def test_another_checkpointing_is_refused(recorded, method):
     found = method.activation_checkpointing
     verdict = verdicts_of(recorded(method))["checkpointing"]
@@ -79,7 +75,7 @@ def test_another_checkpointing_is_refused(recorded, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", RECORDED[2:], ids=lambda method: method.label)
+@pytest.mark.parametrize("method", EVERY[2:], ids=lambda method: method.label)
 def test_offloading_that_is_not_there_is_refused(recorded, method):
     verdict = verdicts_of(recorded(method))["offloading"]
     assert verdict == "offloading is False instead of True"
@@ -89,16 +85,7 @@ def test_offloading_that_is_not_there_is_refused(recorded, method):
 def trainer(tmp_path, tiny_config, own_trainer_state) -> Trainer:
     """A Trainer of one process, after its training."""
     recipe = tiny_config().recipe
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path), use_cpu=True, max_steps=1, report_to="none", disable_tqdm=True
-    )
-    trainer = Trainer(
-        model=build_model(recipe, attention="eager"),
-        args=arguments,
-        train_dataset=synthetic_dataset(recipe, 8),
-    )
-    trainer.train()
-    return trainer
+    return train_in_this_process(tmp_path, recipe, build_model(recipe, attention="eager"))
 
 
 def test_a_single_process_needs_no_data_parallelism(trainer, tiny_config):

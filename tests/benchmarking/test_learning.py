@@ -1,26 +1,15 @@
 import pytest
-from transformers import Trainer, TrainingArguments
+from trained import every_method, train_in_this_process
 
-from academic_pretraining.benchmarking.build import build_model, parameter_count, synthetic_dataset
+from academic_pretraining.benchmarking.build import build_model, parameter_count
 from academic_pretraining.benchmarking.learning import check_learning, moved
 from academic_pretraining.benchmarking.probes import Outcome
 from academic_pretraining.errors import MeasurementError
 from academic_pretraining.methods import Method, Sharding
 
-# The same as in test_gloo.py, so that nothing is trained twice.
-RECORDED = (
-    Method(),
-    Method(free_lunch=True),
-    Method(sharding=Sharding.ZERO_1, activation_checkpointing=True),
-    Method(sharding=Sharding.ZERO_2, free_lunch=True),
-    Method(sharding=Sharding.FSDP_SHARD_GRAD_OP),
-    Method(sharding=Sharding.ZERO_3, activation_checkpointing=True),
-    Method(sharding=Sharding.FSDP_FULL_SHARD, free_lunch=True),
-)
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", RECORDED, ids=lambda method: method.label)
+@every_method
 def test_every_parameter_is_seen_to_move_on_one_of_the_ranks(recorded, method):
     session = recorded(method)
     ranks = [facts["moved"] for facts in session.facts]
@@ -47,21 +36,13 @@ def test_a_setting_that_does_not_train_a_layer_is_refused(altered_session, tiny_
     assert "of the parameters got no gradient, gpt_neox.embed_in.weight first" in result.cause
 
 
-def trained(tmp_path, recipe) -> Trainer:
+def test_what_lies_below_a_cut_is_found(tmp_path, tiny_config, own_trainer_state):
+    recipe = tiny_config().recipe
     model = build_model(recipe, attention="eager")
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path), use_cpu=True, max_steps=1, report_to="none", disable_tqdm=True
-    )
-    trainer = Trainer(model=model, args=arguments, train_dataset=synthetic_dataset(recipe, 8))
     model.get_submodule("gpt_neox.layers.0").register_forward_hook(
         lambda module, inputs, output: output.detach()
     )
-    trainer.train()
-    return trainer
-
-
-def test_what_lies_below_a_cut_is_found(tmp_path, tiny_config, own_trainer_state):
-    found = moved(trained(tmp_path, tiny_config().recipe))
+    found = moved(train_in_this_process(tmp_path, recipe, model))
     still = {name for name, (_, moves) in found.items() if not moves}
     assert "gpt_neox.embed_in.weight" in still
     assert all(name.startswith(("gpt_neox.embed_in", "gpt_neox.layers.0")) for name in still)

@@ -13,111 +13,90 @@ from pathlib import Path
 
 import psutil
 import pytest
+from faulty_ranks import MEMORY, PLAIN, SHARDED, Fault
 
-from academic_pretraining.benchmarking.effort import QUICK, Effort
+from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.probes import Outcome
 from academic_pretraining.config import config_to_dict
 from academic_pretraining.errors import HardwareMismatchError
-from academic_pretraining.methods import Method, Sharding
 
 pytestmark = pytest.mark.slow
 
 # Long enough for two processes that share the cores with others to come to the fault.
 HASTY = Effort(micro_batch_sizes=(1,), most_timings=1, timing_deadline_seconds=8.0)
-MEMORY = "OutOfMemoryError: CUDA out of memory."
 CACHE = f"torchinductor_{getpass.getuser()}"
-PLAIN = Method()
-SHARDED = Method(sharding=Sharding.FSDP_FULL_SHARD)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Fault:
-    """What happens on which ranks and how it must be recorded.
+class LoggedFault(Fault):
+    """A fault, and what the log of a faulty rank must hold."""
 
-    Attributes:
-        name: function of in_worker/faults.py.
-        outcome, cause: as recorded; the cause from its beginning.
-        logged: what the log of a faulty rank must hold.
-        ranks: the faulty ones.
-        method: what is trained meanwhile.
-        effort: how long that may take.
-    """
-
-    name: str
-    outcome: Outcome
-    cause: str
     logged: str = "Traceback"
-    ranks: str = "1"
-    method: Method = PLAIN
-    effort: Effort = QUICK
-
-    def __str__(self) -> str:
-        return f"{self.name} on {self.ranks} with {self.method.label}"
 
 
 FAULTS = [
     # In the place of a probe, while rank 0 waits in a collective.
-    Fault(
+    LoggedFault(
         name="raises",
         outcome=Outcome.CRASHED,
         cause="ZeroDivisionError: the original cause",
     ),
-    Fault(
+    LoggedFault(
         name="raises_unpicklable",
         outcome=Outcome.CRASHED,
         cause="ValueError: what no process can be sent",
     ),
-    Fault(name="exits", outcome=Outcome.CRASHED, cause="SystemExit: 7"),
-    Fault(
+    LoggedFault(name="exits", outcome=Outcome.CRASHED, cause="SystemExit: 7"),
+    LoggedFault(
         name="is_killed",
         outcome=Outcome.CRASHED,
         cause="rank1 was killed, perhaps by the host for want of memory",
         logged="",
     ),
-    Fault(
+    LoggedFault(
         name="segfaults",
         outcome=Outcome.CRASHED,
         cause="rank1 died: Fatal Python error: Segmentation fault",
         logged="faults.py",
     ),
-    Fault(
+    LoggedFault(
         name="hangs",
         outcome=Outcome.HUNG,
         cause="no answer within 8 s",
         logged="_sleep_for_ever",
         effort=HASTY,
     ),
-    Fault(
+    LoggedFault(
         name="hangs_with_the_interpreter_locked",
         outcome=Outcome.HUNG,
         cause="no answer within 8 s",
         logged="faults.py",
         effort=HASTY,
     ),
-    Fault(name="runs_out_of_memory", outcome=Outcome.OUT_OF_MEMORY, cause=MEMORY),
-    Fault(
+    LoggedFault(name="runs_out_of_memory", outcome=Outcome.OUT_OF_MEMORY, cause=MEMORY),
+    LoggedFault(
         name="lacks_memory_for_cublas",
         outcome=Outcome.OUT_OF_MEMORY,
         cause="RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED",
     ),
-    Fault(
+    LoggedFault(
         name="lacks_memory_for_nccl",
         outcome=Outcome.OUT_OF_MEMORY,
         cause="RuntimeError: NCCL error: unhandled cuda error",
     ),
-    Fault(
+    LoggedFault(
         name="loses_nccl",
         outcome=Outcome.CRASHED,
         cause="RuntimeError: NCCL error: remote process exited",
     ),
-    Fault(
+    LoggedFault(
         name="runs_out_of_host_memory",
         outcome=Outcome.HOST_OUT_OF_MEMORY,
         cause="RuntimeError: ",
     ),
     # Inside a real training.
     *(
-        Fault(
+        LoggedFault(
             name=f"runs_out_of_memory_in_{place}",
             outcome=Outcome.OUT_OF_MEMORY,
             cause=MEMORY,
@@ -138,7 +117,7 @@ FAULTS = [
             ("reduce_scatter", "0", SHARDED),
         )
     ),
-    Fault(
+    LoggedFault(
         name="hangs_while_loading",
         outcome=Outcome.HUNG,
         cause="no answer within 8 s",
@@ -149,7 +128,7 @@ FAULTS = [
 
 
 @pytest.fixture(scope="module", params=FAULTS, ids=str)
-def fault(request) -> Fault:
+def fault(request) -> LoggedFault:
     return request.param
 
 

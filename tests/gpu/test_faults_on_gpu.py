@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from faulty_ranks import MEMORY, PLAIN, SHARDED, Fault
+from sessions import see_out
 
-from academic_pretraining.benchmarking.effort import QUICK, Effort
+from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.launch import Launched
 from academic_pretraining.benchmarking.probes import Outcome
 from academic_pretraining.config import TrainingConfig
@@ -23,33 +25,25 @@ from academic_pretraining.occupancy import check_idle
 
 pytestmark = pytest.mark.gpu
 
-MEMORY = "OutOfMemoryError: CUDA out of memory."
-PLAIN = Method()
-SHARDED = Method(sharding=Sharding.FSDP_FULL_SHARD)
 ZERO = Method(sharding=Sharding.ZERO_2)
 # Time for NCCL and the fault; a hang is given no longer.
 HASTY = Effort(micro_batch_sizes=(1,), most_timings=1, timing_deadline_seconds=20.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Fault:
-    """What happens on which ranks, and how it must be recorded."""
+class GpuFault(Fault):
+    """A fault on some of so many GPUs."""
 
-    name: str
-    outcome: Outcome
-    cause: str
     ranks: str = "0"
     gpus: int = 1
-    method: Method = PLAIN
-    effort: Effort = QUICK
 
     def __str__(self) -> str:
         return f"{self.name} on {self.ranks} of {self.gpus} with {self.method.label}"
 
 
-def out_of_memory_in(place: str, ranks: str = "1", method: Method = PLAIN) -> Fault:
+def out_of_memory_in(place: str, ranks: str = "1", method: Method = PLAIN) -> GpuFault:
     """Describe a real failure to allocate on some of two GPUs, in the middle of a training."""
-    return Fault(
+    return GpuFault(
         name=f"runs_out_of_memory_in_{place}",
         outcome=Outcome.OUT_OF_MEMORY,
         cause=MEMORY,
@@ -60,10 +54,10 @@ def out_of_memory_in(place: str, ranks: str = "1", method: Method = PLAIN) -> Fa
 
 
 FAULTS = [
-    Fault(name="fills_the_gpu", outcome=Outcome.OUT_OF_MEMORY, cause=MEMORY),
-    Fault(name="pins_too_much", outcome=Outcome.HOST_OUT_OF_MEMORY, cause="pinned memory: "),
-    Fault(name="trips_an_assertion_on_the_gpu", outcome=Outcome.CRASHED, cause=""),
-    Fault(name="dies_in_training", outcome=Outcome.CRASHED, cause="rank0 was killed"),
+    GpuFault(name="fills_the_gpu", outcome=Outcome.OUT_OF_MEMORY, cause=MEMORY),
+    GpuFault(name="pins_too_much", outcome=Outcome.HOST_OUT_OF_MEMORY, cause="pinned memory: "),
+    GpuFault(name="trips_an_assertion_on_the_gpu", outcome=Outcome.CRASHED, cause=""),
+    GpuFault(name="dies_in_training", outcome=Outcome.CRASHED, cause="rank0 was killed"),
     # While the other rank waits for this one, in NCCL.
     out_of_memory_in("forward"),
     out_of_memory_in("forward", "0", SHARDED),
@@ -74,8 +68,10 @@ FAULTS = [
     out_of_memory_in("all_reduce"),
     out_of_memory_in("all_gather", method=SHARDED),
     out_of_memory_in("reduce_scatter", "0", SHARDED),
-    Fault(name="is_killed", outcome=Outcome.CRASHED, cause="rank1 was killed", ranks="1", gpus=2),
-    Fault(
+    GpuFault(
+        name="is_killed", outcome=Outcome.CRASHED, cause="rank1 was killed", ranks="1", gpus=2
+    ),
+    GpuFault(
         name="hangs",
         outcome=Outcome.HUNG,
         cause="no answer within 20 s",
@@ -87,7 +83,7 @@ FAULTS = [
 
 
 @pytest.fixture(scope="module")
-def configs(tiny_config) -> dict[Fault, TrainingConfig]:
+def configs(tiny_config) -> dict[GpuFault, TrainingConfig]:
     found = detect_hardware(os.environ)
     return {
         fault: tiny_config(fault.method, workers=fault.gpus, gpu_type=found.gpu_type)
@@ -97,7 +93,7 @@ def configs(tiny_config) -> dict[Fault, TrainingConfig]:
 
 
 @pytest.fixture(scope="module")
-def launches(request, configs, altered_launch) -> Iterator[Callable[[Fault], Launched]]:
+def launches(request, configs, altered_launch) -> Iterator[Callable[[GpuFault], Launched]]:
     asked = [item.callspec.params["fault"] for item in request.session.items if _asks(item)]
     launched = {
         fault: altered_launch(f"faults.{fault.name}", configs[fault], fault.ranks)
@@ -114,15 +110,11 @@ def _asks(item: pytest.Item) -> bool:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_a_fault_is_told_apart_and_the_gpus_are_free_again(
-    fault, configs, launches, altered_session
-):
+def test_a_fault_is_told_apart_and_the_gpus_are_free_again(fault, configs, launches):
     if fault not in configs:
         pytest.skip(f"needs {fault.gpus} GPUs, and {torch.cuda.device_count()} are here")
     config = configs[fault]
-    session = altered_session(
-        f"faults.{fault.name}", config, fault.effort, launched=launches(fault)
-    )
+    session = see_out(launches(fault), config, fault.effort)
     marks = [float(path.read_text()) for path in session.directory.glob("rank*.fault")]
     seconds = session.ended_at - max(marks)
     [result] = session.end.results
@@ -143,7 +135,7 @@ def test_a_fault_is_told_apart_and_the_gpus_are_free_again(
     check_idle(config.hardware, os.environ, patience_seconds=15.0)
 
 
-def _note(fault: Fault, outcome: Outcome, cause: str, seconds: float) -> None:
+def _note(fault: GpuFault, outcome: Outcome, cause: str, seconds: float) -> None:
     if path := os.environ.get("FAULTS_CSV"):
         with Path(path).open("a", newline="") as stream:
             csv.writer(stream, lineterminator="\n").writerow(

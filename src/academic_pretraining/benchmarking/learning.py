@@ -13,7 +13,7 @@ from academic_pretraining.errors import MeasurementError
 # Of a model's elements; what a batch has no use for, as a token type, may stay as it is.
 _FEW = 0.01
 
-Moved = dict[str, tuple[int, bool | None]]
+Moved = Mapping[str, tuple[int, bool | None]]
 """Of each parameter: its elements, and whether its part here moves; `None` where nobody knows."""
 
 
@@ -30,7 +30,7 @@ def moved(trainer: Trainer) -> Moved:
     assert isinstance(optimizer, torch.optim.Optimizer)
     if not optimizer.state:
         return {}
-    found: Moved = {}
+    found = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             moment = optimizer.state[parameter]["exp_avg"] if parameter in optimizer.state else None
@@ -43,7 +43,7 @@ def _moved_by_deepspeed(engine: Any) -> Moved:
     if engine.skipped_steps >= engine.global_steps:
         return {}
     in_parts = engine.zero_optimization_stage() == 3
-    found: Moved = {}
+    found = {}
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -61,7 +61,7 @@ def _moved_by_deepspeed(engine: Any) -> Moved:
     return found
 
 
-def check_learning(ranks: Sequence[Mapping[str, tuple[int, bool | None]]]) -> None:
+def check_learning(ranks: Sequence[Moved]) -> None:
     """Refuse a training in which a part of the model got no gradient.
 
     The wrong graph of a compiler can do that and say nothing, and its time is of no use.
