@@ -5,6 +5,24 @@ import pytest
 pytest_plugins = ["sessions", "sweeping"]
 
 
+def pytest_configure(config):
+    """Have `pytest -n` give a file to one process, since its fixtures train for real."""
+    if config.getoption("numprocesses", None):
+        config.option.dist = "loadgroup"
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Begin with what trains, so that no process is left with it in the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+        for item in items:
+            # Several files look at these trainings.
+            group = "recorded" if "recorded" in item.fixturenames else item.path.stem
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture
 def own_trainer_state():
     """Take back what building TrainingArguments leaves behind in the process."""

@@ -45,6 +45,8 @@ class Look(TrainerCallback):
 def main(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo")
+    # What is imported is no garbage, and looking through it takes half a case's time.
+    gc.freeze()
     for path in sorted(folder.glob("*.setting.json")):
         name = path.name.removesuffix(".setting.json")
         before = dict(os.environ)
@@ -74,7 +76,7 @@ def look(arguments_file: Path, setting: dict[str, Any], output: Path) -> dict[st
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=synthetic_dataset(recipe, 10**7),
+        train_dataset=synthetic_dataset(recipe, 2 * recipe.global_batch_size),
         callbacks=[Look()],
     )
     if not fields.get("deepspeed") and not fields.get("fsdp"):

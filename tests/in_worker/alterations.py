@@ -60,6 +60,8 @@ def _then_count_engines(run_probe):
         engines = sum(type(thing) is DeepSpeedEngine for thing in gc.get_objects())
         path = Path(output_dir).parent / f"rank{os.environ['RANK']}.engines"
         path.write_text(str(engines))
+        # The session ends when rank 0 has told of its last probe.
+        torch.distributed.barrier()
         return result
 
     return run

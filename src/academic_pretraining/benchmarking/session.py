@@ -1,5 +1,6 @@
 """The child's side of a session: torchrunx launches the ranks."""
 
+import gc
 import json
 import os
 import signal
@@ -15,8 +16,10 @@ def main(directory: str, parent: str) -> None:
     """Launch the workers of a session; this is the child's side, `parent` is the other process."""
     threading.Thread(target=_die_with_parent, args=(int(parent),), daemon=True).start()
 
+    gc.disable()
     import torchrunx
 
+    gc.enable()
     hardware = json.loads((Path(directory) / "hardware.json").read_text())
     cpu = hardware["gpu_type"] == "cpu"
     workers = hardware["gpus_per_node"]
@@ -39,8 +42,13 @@ def work(directory: str) -> None:
     """Be one rank; here and not in `worker`, so that only ranks load transformers."""
     _restore_tmpdir()
 
+    # The collector would take a third of the imports' time, and a third of a second whenever
+    # accelerate calls it, for what is never garbage.
+    gc.disable()
     from academic_pretraining.benchmarking import worker
 
+    gc.freeze()
+    gc.enable()
     worker.work(directory)
 
 
