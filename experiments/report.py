@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
     from academic_pretraining.benchmarking.probes import Probe
 
+# Of the host's cores. With half of them busy, a micro-batch took 16 ms to be collated by a thread
+# on each core, in place of half a millisecond (artifacts/README.md).
+_CROWDED_SHARE = 0.2
+
 
 def results_table(rows: "pl.DataFrame") -> Table:
     """Lay results out, fastest first."""
@@ -66,13 +70,16 @@ def detail_table(rows: "pl.DataFrame") -> Table:
     table = Table(
         title="Of one optimizer step",
         title_justify="left",
-        caption="communication: time of the GPUs' exchange, also where computation hides it",
+        caption=(
+            "communication: time of the GPUs' exchange, also where computation hides it\n"
+            "others: of the host's cores, what other processes kept busy meanwhile"
+        ),
         caption_justify="left",
     )
     table.add_column("method", overflow="fold")
     for column in ("model FLOPs", "hardware FLOPs", "ceiling", "of datasheet", "of ceiling"):
         table.add_column(column, justify="right")
-    for column in ("throughput", "data", "communication", "optimizer"):
+    for column in ("throughput", "data", "communication", "optimizer", "others"):
         table.add_column(column, justify="right")
     for row in rows.filter(outcome="measured").sort("step_seconds").iter_rows(named=True):
         flops = row["model_flops_per_step"]
@@ -89,8 +96,20 @@ def detail_table(rows: "pl.DataFrame") -> Table:
             _percent(row["data_share"]),
             _percent(row["communication_share"]),
             _percent(row["optimizer_share"]),
+            _percent(row["other_cpu_share"]),
         )
     return table
+
+
+def _crowd(best: Mapping[str, Any]) -> str:
+    """Warn of a measurement that others may have slowed."""
+    share = best.get("other_cpu_share") or 0.0
+    if share < _CROWDED_SHARE:
+        return ""
+    return (
+        f"; others kept {share:.0%} of the host's cores busy meanwhile, which slows data loading "
+        "and offloading"
+    )
 
 
 def days(row: dict[str, Any]) -> str:
@@ -143,6 +162,7 @@ class Progress:
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
         self._began = time.monotonic()
+        self._waits_since: float | None = None
         self._durations: list[float] = []
         self._best: tuple[float, str] | None = None
 
@@ -165,14 +185,17 @@ class Progress:
 
     def probes(self, probe: "Probe") -> None:
         """Say what the setting is doing."""
+        self._goes_on()
         self._say(time.monotonic() - self._began, probe.description)
 
     def waits(self, text: str) -> None:
-        """Say what keeps the setting from beginning."""
+        """Say what keeps the setting from beginning, until its first probe."""
         self._say(time.monotonic() - self._began, text)
+        self._waits_since = time.monotonic()
 
     def ends(self, config: TrainingConfig, record: dict[str, Any] | None, note: str) -> None:
         """Say how the setting ended."""
+        self._goes_on()
         elapsed = time.monotonic() - self._began
         self._durations.append(elapsed)
         if record is None:
@@ -183,8 +206,14 @@ class Progress:
             self._say(elapsed, "out of memory")
             return
         plan = f"{best['micro_batch_size']} x {best['gradient_accumulation_steps']}"
-        self._say(elapsed, f"{seconds(best['step_seconds'])} a step at {plan}")
+        self._say(elapsed, f"{seconds(best['step_seconds'])} a step at {plan}{_crowd(best)}")
         self._offer(best["step_seconds"], config)
+
+    def _goes_on(self) -> None:
+        """Leave the time that was waited out of the setting's, from which the rest is told."""
+        if self._waits_since is not None:
+            self._began += time.monotonic() - self._waits_since
+            self._waits_since = None
 
     def _say(self, elapsed: float, text: str) -> None:
         self._print(f"    {seconds(elapsed):>8}  {text}")

@@ -37,6 +37,7 @@ def main(
     are measured. Results are kept in TANGO_WORKSPACE_DIR (tango_workspace/): the same command goes
     on where it was stopped, and a setting that has a result is not measured again. One measured
     with --micro-batch-sizes or --timing-seconds stands in for it only until it has one without.
+    Scripts that measure or verify on the same GPU take turns: the later one waits, and says so.
 
     Args:
         num_nodes: machines.

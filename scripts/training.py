@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 import tyro
 
+from academic_pretraining.cores import worker_variables
 from academic_pretraining.errors import InvalidConfigError, InvalidFileError
-from academic_pretraining.gpus import Hardware, check_hardware
+from academic_pretraining.gpus import Hardware, check_hardware, visible_devices
 from academic_pretraining.models import MODELS, get_model
 from experiments.command_line import answer
 from experiments.export import is_prediction, read_json, read_setting
@@ -197,8 +198,7 @@ def launch(
     cpu = bool(fields.get("use_cpu"))
     workers = launcher.workers_per_host or setting.get("hardware", {}).get("gpus_per_node")
     workers = workers or (1 if cpu else "gpu")
-    # As many threads as under the benchmark: what is offloaded is computed by them.
-    threads = len(os.sched_getaffinity(0)) // (workers if isinstance(workers, int) else 8)
+    local = workers if isinstance(workers, int) else len(visible_devices(os.environ))
     launched = torchrunx.Launcher(
         hostnames=launcher.hostnames,
         workers_per_host=workers,
@@ -206,7 +206,8 @@ def launch(
         backend=launcher.backend or ("gloo" if cpu else "cpu:gloo,cuda:nccl"),  # pyright: ignore
         worker_timeout=launcher.worker_timeout,
         agent_timeout=launcher.agent_timeout,
-        extra_env_vars={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, threads)))},
+        # As many threads as under the benchmark: what is offloaded is computed by them.
+        extra_env_vars=worker_variables(max(1, local), cpu=cpu, environment=os.environ),
         env_file=launcher.env_file,
     ).run(train, fields, model_type, setting, source=source, **stopping)
     return launched.rank(0)

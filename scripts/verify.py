@@ -34,6 +34,7 @@ def main(
     """Train exported settings for a few real steps and set their speed beside the prediction.
 
     The exit status is 1 where the prediction is off by more than a tolerance. Nothing is saved.
+    Where another script measures on the same GPU, this one waits for its end, and says so.
 
     Args:
         training_arguments: JSON that scripts/to_training_arguments.py wrote.

@@ -23,6 +23,7 @@ TIMING = Timing(
     data_share=0.01,
     optimizer_share=0.03,
     communication_share=0.05,
+    other_cpu_share=0.02,
 )
 MEASURED = Measurement(
     outcome="measured",

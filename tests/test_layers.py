@@ -26,6 +26,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "academic_pretraining.methods",
         "academic_pretraining.numerics",
         "academic_pretraining.occupancy",
+        "academic_pretraining.cores",
     ),
     "configuration": (
         "academic_pretraining.config",

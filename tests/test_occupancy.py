@@ -2,12 +2,12 @@ import contextlib
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from academic_pretraining import occupancy
 from academic_pretraining.errors import DeviceBusyError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.occupancy import check_idle, gpus_alone
@@ -95,8 +95,11 @@ def test_a_cpu_is_never_busy(smi):
 
 HOLDER = """
 import os, sys, time
+from pathlib import Path
+from academic_pretraining import occupancy
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.occupancy import gpus_alone
+occupancy._LOCKS = Path(sys.argv[2])
 hardware = Hardware(num_nodes=1, gpus_per_node=int(sys.argv[1]), gpu_type="h200")
 with gpus_alone(hardware, os.environ):
     print("has them", flush=True)
@@ -107,14 +110,13 @@ with gpus_alone(hardware, os.environ):
 @pytest.fixture
 def holder(tmp_path, monkeypatch):
     """Start another process that holds the first GPUs of this machine until it is told."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(occupancy, "_LOCKS", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with contextlib.ExitStack() as processes:
 
         def start(gpus: int) -> subprocess.Popen[str]:
             process = subprocess.Popen(
-                [sys.executable, "-c", HOLDER, str(gpus)],
+                [sys.executable, "-c", HOLDER, str(gpus), tmp_path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -141,6 +143,14 @@ def test_scripts_take_turns(smi, holder, killed):
     with gpus_alone(TWO, os.environ, on_wait=release):
         assert other.wait(10) == (-9 if killed else 0)
     assert told == ["another measurement is using a GPU: waiting for its end"]
+
+
+def test_a_script_with_other_temporary_files_is_waited_for_too(smi, holder, tmp_path, monkeypatch):
+    smi((0, 0))
+    holder(1)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "own"))
+    with pytest.raises(InterruptedError), gpus_alone(TWO, {}, on_wait=_interrupt):
+        pass
 
 
 def test_other_gpus_are_not_waited_for(smi, holder):

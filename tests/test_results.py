@@ -89,6 +89,7 @@ def test_a_row_in_full():
         "data_share": 0.01,
         "optimizer_share": 0.03,
         "communication_share": 0.05,
+        "other_cpu_share": 0.02,
         "missing_gib": None,
         "restart_seconds": 40.0,
         "save_seconds": 5.0,
@@ -134,7 +135,7 @@ def test_a_setting_that_did_not_fit_has_a_row_without_times():
         *("training_days", "training_days_low", "training_days_high", "units_per_second"),
         "micro_step_seconds",
         *("ceiling_share", "model_flops_per_step", "data_share", "optimizer_share"),
-        "communication_share",
+        *("communication_share", "other_cpu_share"),
     }
 
 

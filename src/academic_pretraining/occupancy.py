@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,8 @@ _IDLE_BYTES = 2**30
 _IDLE_SHARE = 0.02
 # The driver takes a few seconds to give a killed process's memory back.
 _PATIENCE_SECONDS = 20.0
+# Not the TMPDIR of a script's user or job: the other script may have another one.
+_LOCKS = Path("/tmp")
 
 
 def check_idle(
@@ -65,8 +66,8 @@ def gpus_alone(
 ) -> Iterator[None]:
     """Have the GPUs that will be measured without another script of this toolkit, or anybody.
 
-    Scripts of one machine take turns, whatever their workspaces: each GPU has a lock in the
-    folder for temporary files, which the operating system takes back from a killed process.
+    Scripts of one machine take turns, whatever their workspaces: each GPU has a lock in /tmp,
+    which the operating system takes back from a killed process.
 
     Args:
         hardware: what will be measured; of more nodes than one, only this one is looked at.
@@ -85,7 +86,7 @@ def gpus_alone(
         devices = visible_devices(environment)[: hardware.gpus_per_node]
         # In one order, so that two scripts never wait for each other.
         for uuid in sorted(device.uuid for device in devices):
-            descriptor = _lock_file(Path(tempfile.gettempdir()) / f"academic-pretraining-{uuid}")
+            descriptor = _lock_file(_LOCKS / f"academic-pretraining-{uuid}")
             if descriptor is not None:
                 held.callback(os.close, descriptor)
                 if not _locks(descriptor, wait=False):

@@ -45,6 +45,8 @@ class Timing:
             inside the backward pass.
         communication_share: GPU time of NCCL's kernels over the step's, also where computation
             hides it; 0 on one GPU, `None` on CPUs or where it was not seen.
+        other_cpu_share: of the host's cores, what other processes kept busy meanwhile; `None` in
+            records that are older than this figure.
     """
 
     micro_batch_size: int
@@ -65,6 +67,7 @@ class Timing:
     data_share: float
     optimizer_share: float | None
     communication_share: float | None = None
+    other_cpu_share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,7 @@ class Measurement:
         save_seconds: writing a checkpoint; `None` where that was not measured.
         checkpoint_bytes, save_peak_bytes: its size, and the largest device memory meanwhile.
         save_error: why it could not be written.
+        communication_error: why it could not be looked at.
     """
 
     outcome: str
@@ -115,6 +119,7 @@ class Measurement:
     checkpoint_bytes: int | None = None
     save_peak_bytes: int | None = None
     save_error: str = ""
+    communication_error: str = ""
 
 
 def to_record(
@@ -198,6 +203,7 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "data_share": best.get("data_share"),
         "optimizer_share": best.get("optimizer_share"),
         "communication_share": best.get("communication_share"),
+        "other_cpu_share": best.get("other_cpu_share"),
         "missing_gib": _gib(missing) if not best else None,
         "restart_seconds": measured.get("restart_seconds"),
         "save_seconds": measured.get("save_seconds"),

@@ -43,6 +43,7 @@ SCHEMA = pl.Schema(
         "data_share": pl.Float64,
         "optimizer_share": pl.Float64,
         "communication_share": pl.Float64,
+        "other_cpu_share": pl.Float64,
         "missing_gib": pl.Float64,
         "restart_seconds": pl.Float64,
         "save_seconds": pl.Float64,

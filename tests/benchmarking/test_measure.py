@@ -320,10 +320,16 @@ def test_a_checkpoint_that_fails_costs_nothing_but_itself(play, given, outcome):
 
 def test_a_session_that_dies_on_its_way_to_the_checkpoint_costs_nothing_either(play, given):
     timed = [a_result(32, high=4, step=1.0), a_result(16, high=4, step=1.0)]
-    dead = a_result(1, purpose=Purpose.MEMORY, outcome=Outcome.CRASHED, transient=False)
-    found = play([*timed, dead], last_is_finished=False)
-    assert len(given) == 1
+    dead = a_result(
+        1, purpose=Purpose.MEMORY, outcome=Outcome.CRASHED, transient=False, cause="no port"
+    )
+    found = play([*timed, dead], [dead], last_is_finished=False)
+    (_, _), (history, _) = given
+    # What it was on its way to first: its next session goes on to the last one.
+    assert history[-1].probe.purpose is Purpose.COMMUNICATION
     assert found.best is not None
+    assert (found.communication_error, found.save_error) == ("no port", "no port")
+    assert found.seconds["memory ramp"] == 0.0
 
 
 def test_a_checkpoint_without_optimizer_state_is_not_taken_for_one(play):
@@ -369,5 +375,6 @@ def test_communication_that_cannot_be_seen_costs_neither_timing_nor_checkpoint(
     assert [r.probe.purpose for r in history] == [Purpose.TIMING, Purpose.COMMUNICATION]
     assert (first / "rank0.log").exists()
     assert found.best.communication_share is None
+    assert found.communication_error == "no CUPTI"
     assert found.save_seconds == 3.0
     assert found.out_of_memory_micro_batch_size is None

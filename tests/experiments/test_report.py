@@ -99,7 +99,7 @@ def test_detail_says_where_flops_and_time_go():
     [row] = [[c.strip() for c in line.split("│")[1:-1]] for line in lines if line[:1] == "│"]
     assert row == [
         *("free-lunch + checkpointing + ZeRO-2", "1.02e+15", "1.37e+15", "800 TFLOP/s"),
-        *("40.0%", "25.6%", "839,270 tok/s", "1.0%", "5.0%", "-"),
+        *("40.0%", "25.6%", "839,270 tok/s", "1.0%", "5.0%", "-", "2.0%"),
     ]
 
 
@@ -199,6 +199,60 @@ def test_progress_tells_the_time_left_and_the_best_so_far(clock, configs, capsys
         f"[4/4] {names[3]}, about 10 s left, best so far 1 min 30 s a step ({names[1]})",
         "        10 s  2.5 s a step at 16 x 32",
     ]
+
+
+def test_what_is_waited_for_does_not_count_as_a_settings_time(clock, configs, capsys):
+    probe = Probe(
+        purpose=Purpose.TIMING,
+        micro_batch_size=4,
+        high=2,
+        high_steps=6,
+        compile=False,
+        deadline_seconds=9.0,
+    )
+    progress = Progress()
+    progress.starts(1, 2, 2, configs[0])
+    clock[0] += 1
+    progress.waits("another measurement is using a GPU: waiting for its end")
+    clock[0] += 1000
+    progress.probes(probe)
+    clock[0] += 9
+    progress.ends(configs[0], record_of(step=3.0), "")
+    progress.starts(2, 2, 1, configs[1])
+    progress.waits("again")
+    clock[0] += 50
+    progress.ends(configs[1], None, "no device")
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "         1 s  another measurement is using a GPU: waiting for its end",
+        "         1 s  timing at micro-batch 4",
+        "        10 s  3 s a step at 16 x 32",
+        f"[2/2] {configs[1].method.label}, about 10 s left, best so far 3 s a step "
+        f"({configs[0].method.label})",
+        "         0 s  again",
+        "         0 s  failed: no device",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (None, ""),
+        (0.19, ""),
+        (
+            0.5,
+            "; others kept 50% of the host's cores busy meanwhile, which slows data loading and "
+            "offloading",
+        ),
+    ],
+)
+def test_a_busy_host_is_told(clock, configs, capsys, share, said):
+    record = record_of(step=3.0)
+    record["measurement"]["best"]["other_cpu_share"] = share
+    progress = Progress()
+    progress.starts(1, 1, 1, configs[0])
+    progress.ends(configs[0], record, "")
+    line = f"         0 s  3 s a step at 16 x 32{said}"
+    assert capsys.readouterr().err.splitlines()[-1] == line
 
 
 def test_a_slower_setting_does_not_become_the_best(clock, configs, capsys):

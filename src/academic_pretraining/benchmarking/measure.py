@@ -106,15 +106,17 @@ def _measure(
                 keep(directory)
                 pending = next_probe(config, effort, [*history, *end.results[:-1]])
                 if pending and pending.purpose in OPTIONAL:
-                    # It died before it came to what is not needed.
-                    end.finished = True
-                crashes += not end.finished
-                if not end.finished and (crashes == 2 or not last.transient):
-                    raise MeasurementError(
-                        f"{config.label}: {last.outcome} in {last.probe.description}: "
-                        f"{last.cause} (log: {last.log})"
-                    )
-                end.results.pop()
+                    # It died before it came to what is not needed, which is given up for it.
+                    end.results[-1] = replace(last, probe=pending)
+                    end.finished = pending.purpose is Purpose.SAVING
+                else:
+                    crashes += 1
+                    if crashes == 2 or not last.transient:
+                        raise MeasurementError(
+                            f"{config.label}: {last.outcome} in {last.probe.description}: "
+                            f"{last.cause} (log: {last.log})"
+                        )
+                    end.results.pop()
         history += end.results
     wall_seconds = time.monotonic() - began - waited_seconds
     return _conclude(config, history, ends, wall_seconds=wall_seconds)
@@ -201,6 +203,7 @@ def _conclude(
         checkpoint_bytes=saving.checkpoint_bytes if saving and saving.save_seconds else None,
         save_peak_bytes=saving.save_peak_bytes if saving and saving.save_seconds else None,
         save_error=saving.cause if saving else "",
+        communication_error=exchange.cause if exchange else "",
     )
 
 
@@ -274,6 +277,7 @@ def _timing(
         communication_share=_communication_share(
             config, seen, plan.gradient_accumulation_steps, step.seconds
         ),
+        other_cpu_share=result.other_cpu_share,
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import os
 import resource
 import shutil
 import time
@@ -15,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 from academic_pretraining.benchmarking.build import build_model_for, synthetic_dataset
 from academic_pretraining.benchmarking.communication import CommunicationTimer, transfers
 from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
+from academic_pretraining.benchmarking.host import HostWatch, other_cpu_share
 from academic_pretraining.benchmarking.in_force import check_in_force
 from academic_pretraining.benchmarking.learning import check_learning, moved
 from academic_pretraining.benchmarking.probes import (
@@ -62,6 +64,9 @@ def run_probe(
     exchange = CommunicationTimer(probe.warm_up_steps)
     if probe.purpose is Purpose.COMMUNICATION:
         trainer.add_callback(exchange)
+    host = HostWatch(probe.warm_up_steps)
+    if probe.purpose is Purpose.TIMING:
+        trainer.add_callback(host)
     timer.on_warm = on_warm
     built = time.perf_counter()
     graphs_before = _compiled_graphs()
@@ -75,13 +80,14 @@ def run_probe(
         "graphs": _compiled_graphs() - graphs_before,
         "warm_up_seconds": timer.warm_up_seconds,
         "communication": exchange.samples,
+        "host": host.use,
         "save_seconds": saver.seconds,
         "save_peak_bytes": saver.peak_bytes,
     }
     # Last, for it takes memory of its own.
     mine["moved"] = moved(trainer) if probe.purpose is Purpose.TIMING else {}
     _let_go(trainer)
-    del trainer, timer, saver, exchange
+    del trainer, timer, saver, exchange, host
     _clean_up(cuda)
     mine["leftover_bytes"] = torch.cuda.memory_allocated() if cuda else 0
     mine["device_bytes"] = device_bytes(cuda)
@@ -113,6 +119,11 @@ def run_probe(
             default=None,
         ),
         graphs=min(rank["graphs"] for rank in everyone),
+        other_cpu_share=other_cpu_share(
+            [rank["host"] for rank in everyone],
+            config.hardware.gpus_per_node,
+            len(os.sched_getaffinity(0)),
+        ),
     )
 
 

@@ -9,6 +9,8 @@ import threading
 import time
 from pathlib import Path
 
+from academic_pretraining.cores import worker_variables
+
 _RANKS_TMPDIR = "ACADEMIC_PRETRAINING_RANKS_TMPDIR"
 
 
@@ -23,14 +25,13 @@ def main(directory: str, parent: str) -> None:
     hardware = json.loads((Path(directory) / "hardware.json").read_text())
     cpu = hardware["gpu_type"] == "cpu"
     workers = hardware["gpus_per_node"]
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
     launcher = torchrunx.Launcher(
         hostnames=["localhost"] if hardware["num_nodes"] == 1 else "slurm",
         workers_per_host=workers,
         # gloo beside NCCL: FSDP reduces what it offloads to the host.
         backend="gloo" if cpu else "cpu:gloo,cuda:nccl",  # pyright: ignore[reportArgumentType]
         extra_env_vars={
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+            **worker_variables(workers, cpu=cpu, environment=os.environ),
             **_agents_tmpdir(Path(directory)),
         },
     )

@@ -1,0 +1,90 @@
+"""How busy others keep the host while steps are timed.
+
+Data loading and offloading compute on the host, where the locks of `occupancy` keep nobody away.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+from transformers import TrainerCallback
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostUse:
+    """Processor time that went by; of the difference of two moments, what went by between them.
+
+    Attributes:
+        own_seconds: of this process, all threads added up.
+        busy_seconds: of all processes, on the cores that this one may run on.
+        wall_seconds: by the clock.
+    """
+
+    own_seconds: float
+    busy_seconds: float
+    wall_seconds: float
+
+    def __sub__(self, other: "HostUse") -> "HostUse":
+        return HostUse(
+            own_seconds=self.own_seconds - other.own_seconds,
+            busy_seconds=self.busy_seconds - other.busy_seconds,
+            wall_seconds=self.wall_seconds - other.wall_seconds,
+        )
+
+
+def host_use() -> HostUse:
+    """Read the clocks."""
+    own = os.sched_getaffinity(0)
+    busy = 0.0
+    for number, core in enumerate(psutil.cpu_times(percpu=True)):
+        if number in own:
+            # What a guest of this host computes is counted under `user`, too.
+            fields = ("user", "nice", "system", "irq", "softirq", "steal")
+            busy += sum(getattr(core, field, 0.0) for field in fields)
+    return HostUse(
+        own_seconds=time.process_time(), busy_seconds=busy, wall_seconds=time.perf_counter()
+    )
+
+
+class HostWatch(TrainerCallback):
+    """Reads the clocks at the end of the warm-up and of every step that follows.
+
+    Attributes:
+        warm_up_steps: optimizer steps to leave out at the beginning: compilation has processes of
+            its own.
+        use: what went by since; `None` before the first step that follows.
+    """
+
+    def __init__(self, warm_up_steps: int) -> None:
+        self.warm_up_steps = warm_up_steps
+        self.use: HostUse | None = None
+        self._began: HostUse | None = None
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Begin, or look again."""
+        if state.global_step < self.warm_up_steps:
+            return
+        if self._began is None:
+            self._began = host_use()
+        else:
+            self.use = host_use() - self._began
+
+
+def other_cpu_share(ranks: Sequence[HostUse | None], ranks_per_node: int, cores: int) -> float:
+    """Say which share of the ranks' cores other processes kept busy, on the busiest node.
+
+    Args:
+        ranks: what went by on each, node by node.
+        ranks_per_node: how many of them share a host.
+        cores: of one host that its ranks may run on.
+    """
+    share = 0.0
+    for first in range(0, len(ranks), ranks_per_node):
+        node = [use for use in ranks[first : first + ranks_per_node] if use and use.wall_seconds]
+        if node:
+            busy = max(use.busy_seconds / use.wall_seconds for use in node)
+            own = sum(use.own_seconds / use.wall_seconds for use in node)
+            share = max(share, (busy - own) / cores)
+    return min(share, 1.0)

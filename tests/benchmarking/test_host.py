@@ -1,0 +1,67 @@
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from academic_pretraining.benchmarking import host
+from academic_pretraining.benchmarking.host import HostUse, HostWatch, host_use, other_cpu_share
+
+
+def use(own: float, busy: float, wall: float = 10.0) -> HostUse:
+    return HostUse(own_seconds=own, busy_seconds=busy, wall_seconds=wall)
+
+
+def test_own_work_is_told_from_that_of_others():
+    spinning = [sys.executable, "-c", "while True: pass"]
+    with subprocess.Popen(spinning) as other:
+        before = host_use()
+        until = time.perf_counter() + 1.0
+        while time.perf_counter() < until:
+            pass
+        passed = host_use() - before
+        other.kill()
+    assert passed.wall_seconds == pytest.approx(1.0, abs=0.2)
+    assert 0.2 < passed.own_seconds <= passed.wall_seconds
+    # The kernel counts in hundredths of a second.
+    assert passed.busy_seconds > passed.own_seconds - 0.05
+
+
+def test_only_the_cores_that_this_process_may_run_on_count(monkeypatch):
+    core = SimpleNamespace(user=4.0, nice=1.0, system=2.0, idle=100.0, iowait=5.0, guest=4.0)
+    monkeypatch.setattr("psutil.cpu_times", lambda percpu: [core, core, core])
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 2})
+    assert host_use().busy_seconds == 14.0
+
+
+def test_it_is_looked_at_from_the_end_of_the_warm_up_on(monkeypatch):
+    moments = iter([use(1.0, 5.0, 100.0), use(2.0, 9.0, 101.0), use(4.0, 15.0, 103.0)])
+    monkeypatch.setattr(host, "host_use", lambda: next(moments))
+    watch = HostWatch(warm_up_steps=2)
+    seen = []
+    for step in (1, 2, 3, 4):
+        state: Any = SimpleNamespace(global_step=step)
+        nothing: Any = None
+        watch.on_step_end(nothing, state, nothing)
+        seen.append(watch.use)
+    assert seen == [None, None, use(1.0, 4.0, 1.0), use(3.0, 10.0, 3.0)]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "share"),
+    [
+        ([], 0.0),
+        ([None, None], 0.0),
+        # 40 core-seconds in 10 s, of which 20 are the two ranks' own: 2 of 8 cores.
+        ([use(10.0, 40.0), use(10.0, 39.0)], 0.25),
+        # The busier of two nodes.
+        ([use(10.0, 20.0), use(10.0, 20.0), use(10.0, 60.0), use(10.0, 60.0)], 0.5),
+        # Clocks that differ a little.
+        ([use(10.0, 19.9), use(10.0, 19.9)], 0.0),
+        ([use(0.0, 90.0)], 1.0),
+    ],
+)
+def test_the_rest_is_others_work(ranks, share):
+    assert other_cpu_share(ranks, 2, 8) == pytest.approx(share)
