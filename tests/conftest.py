@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-pytest_plugins = ["sessions", "sweeping"]
+pytest_plugins = ["playing", "sessions", "sweeping"]
 
 
 def pytest_configure(config):

@@ -1,9 +1,12 @@
 """What goes wrong on ranks of a session, for tests with and without GPUs."""
 
+import csv
 import dataclasses
+import os
+from pathlib import Path
 
 from academic_pretraining.benchmarking.effort import QUICK, Effort
-from academic_pretraining.benchmarking.probes import Outcome
+from academic_pretraining.benchmarking.probes import Outcome, ProbeResult
 from academic_pretraining.methods import Method, Sharding
 
 MEMORY = "OutOfMemoryError: CUDA out of memory."
@@ -32,3 +35,13 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.name} on {self.ranks} with {self.method.label}"
+
+
+def note(fault: Fault, result: ProbeResult, seconds: float | None) -> None:
+    """Add what became of a fault, and how long that took, to the file FAULTS_CSV."""
+    if path := os.environ.get("FAULTS_CSV"):
+        said = result.cause.partition("\n")[0][:80]
+        with Path(path).open("a", newline="") as stream:
+            csv.writer(stream, lineterminator="\n").writerow(
+                [fault, result.outcome, said, "" if seconds is None else f"{seconds:.1f}"]
+            )

@@ -191,7 +191,7 @@ def test_a_failure_after_an_answered_probe_is_not_laid_to_it(play):
 def test_silence_beyond_the_deadline_is_a_hang_and_ends_the_child(
     play, tmp_path, monkeypatch, living_in_group, started
 ):
-    monkeypatch.setattr(launch, "_START_SECONDS", 60.0 if started else 1.0)
+    monkeypatch.setattr(launch, "START_SECONDS", 60.0 if started else 1.0)
     end = play(
         f"""
         if {started}:

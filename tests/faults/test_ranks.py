@@ -1,4 +1,7 @@
-"""Faults of real workers; tests/benchmarking/test_launch_watching.py has what a stand-in plays."""
+"""Faults of real workers; tests/benchmarking/test_launch_watching.py has what a stand-in plays.
+
+With FAULTS_CSV set, what became of each fault is added there.
+"""
 
 import contextlib
 import dataclasses
@@ -13,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faulty_ranks import MEMORY, PLAIN, SHARDED, Fault
+from faulty_ranks import MEMORY, PLAIN, SHARDED, Fault, note
 
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.probes import Outcome
@@ -149,6 +152,8 @@ def session(fault, temporary, altered_session, tiny_config):
 def test_the_outcome_is_told_apart_with_the_cause_of_the_rank_that_failed(fault, session):
     assert not session.end.finished
     [result] = session.end.results
+    marks = [float(path.read_text()) for path in session.directory.glob("rank*.fault")]
+    note(fault, result, session.ended_at - max(marks) if marks else None)
     assert result.outcome is fault.outcome
     assert result.cause.startswith(fault.cause)
     assert result.probe.micro_batch_size == 1

@@ -4,15 +4,13 @@ All sessions of a module are launched at once: what takes the time is loading li
 FAULTS_CSV set, what became of each fault is added there.
 """
 
-import csv
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from faulty_ranks import MEMORY, PLAIN, SHARDED, Fault
+from faulty_ranks import MEMORY, PLAIN, SHARDED, Fault, note
 from sessions import see_out
 
 from academic_pretraining.benchmarking.effort import Effort
@@ -118,7 +116,7 @@ def test_a_fault_is_told_apart_and_the_gpus_are_free_again(fault, configs, launc
     marks = [float(path.read_text()) for path in session.directory.glob("rank*.fault")]
     seconds = session.ended_at - max(marks)
     [result] = session.end.results
-    _note(fault, result.outcome, result.cause, seconds)
+    note(fault, result, seconds)
     assert result.outcome is fault.outcome, result.cause
     assert result.cause.startswith(fault.cause)
     if fault.outcome is Outcome.OUT_OF_MEMORY:
@@ -133,11 +131,3 @@ def test_a_fault_is_told_apart_and_the_gpus_are_free_again(fault, configs, launc
     assert seconds < 15.0
     # Raises where somebody still computes there.
     check_idle(config.hardware, os.environ, patience_seconds=15.0)
-
-
-def _note(fault: GpuFault, outcome: Outcome, cause: str, seconds: float) -> None:
-    if path := os.environ.get("FAULTS_CSV"):
-        with Path(path).open("a", newline="") as stream:
-            csv.writer(stream, lineterminator="\n").writerow(
-                [fault, outcome, cause.partition("\n")[0][:80], f"{seconds:.1f}"]
-            )

@@ -35,10 +35,9 @@ _CHILD = (
 _POLL_SECONDS = 0.1
 # The driver takes a few seconds to let a killed process go.
 _END_SECONDS = 20.0
-_START_SECONDS = START_SECONDS
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Launched:
     """A session on its way: its ranks load their libraries, then wait for a request.
 
@@ -53,12 +52,19 @@ class Launched:
     hardware: Hardware
     directory: Path
     began_at: float
+    _killed: bool = field(default=False, init=False)
 
     def end(self) -> None:
-        """Kill every process of it, and wait until the ranks of this machine hold no device."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        """Kill every process of it, and wait until the ranks of this machine hold no device.
+
+        A second call does nothing.
+        """
+        if not self._killed:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            # From here on the number of its group may be another one's.
+            self._killed = True
         until = time.monotonic() + _END_SECONDS
         while self._ranks_live() and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
@@ -153,7 +159,7 @@ def _watch(
     directory, hardware = launched.directory, launched.hardware
     events = _events(directory / "events.jsonl")
     began = time.monotonic()
-    deadline = began + _START_SECONDS
+    deadline = began + START_SECONDS
     asked: float | None = None
     probe: Probe | None = None
     warm = False
@@ -165,7 +171,7 @@ def _watch(
             on_ready()
             _write_whole(directory / "request.json", request)
             asked = time.monotonic()
-            deadline = asked + _START_SECONDS
+            deadline = asked + START_SECONDS
         while event := next(events):
             match event["kind"]:
                 case "environment":
@@ -184,7 +190,7 @@ def _watch(
                 case "result":
                     end.results.append(ProbeResult.from_dict(event["result"]))
                     probe = None
-                    deadline = time.monotonic() + _START_SECONDS
+                    deadline = time.monotonic() + START_SECONDS
                 case "restart":
                     return end
                 case "done":
