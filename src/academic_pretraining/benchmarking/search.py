@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from academic_pretraining.benchmarking.effort import Effort
+from academic_pretraining.benchmarking.memory import fits, largest_fitting, ramp_sizes
 from academic_pretraining.benchmarking.prediction import (
     best_timing,
     predicted_step_seconds,
     predicted_step_time,
     timings,
-    waiting_bytes,
 )
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
 from academic_pretraining.config import BatchPlan, TrainingConfig
@@ -35,7 +35,7 @@ def next_probe(
     """Decide what to run next; `None` when the measurement is complete."""
     plans = _plans(config, effort)
     if not config.hardware.gpu.is_cpu:
-        for size in _ramp(config, plans, effort, history):
+        for size in ramp_sizes(config, plans, effort, history):
             return _memory_probe(plans[size], effort)
     compiles = config.compiles and not _compile_failed(history)
     size = _next_timing(config, plans, effort, history)
@@ -53,47 +53,6 @@ def _plans(config: TrainingConfig, effort: Effort) -> dict[int, BatchPlan]:
     if wanted := [size for size in effort.micro_batch_sizes if size in plans]:
         return {size: plans[size] for size in sorted(wanted)}
     return plans
-
-
-def _ramp(
-    config: TrainingConfig,
-    plans: dict[int, BatchPlan],
-    effort: Effort,
-    history: Sequence[ProbeResult],
-) -> list[int]:
-    """List the micro-batch sizes that the memory line still needs, next one first."""
-    memory = [r for r in history if r.probe.purpose is Purpose.MEMORY]
-    if any(r.outcome is not Outcome.OK for r in memory) or len(plans) == 1:
-        return []
-    if any(r.probe.purpose is Purpose.TIMING for r in history):
-        return []
-    sizes = list(plans)
-    wanted = [sizes[0], next((s for s in sizes if s >= 4 * sizes[0]), sizes[-1])]
-    if len(memory) >= 2:
-        # A third point well up the line, where the small sizes' granularity no longer shows.
-        largest = _largest_fitting(config, plans, effort, memory)
-        wanted.append(max((s for s in sizes if s <= largest / 2), default=sizes[0]))
-    done = {r.probe.micro_batch_size for r in memory}
-    return [size for size in wanted if size not in done]
-
-
-def _largest_fitting(
-    config: TrainingConfig,
-    plans: dict[int, BatchPlan],
-    effort: Effort,
-    results: Sequence[ProbeResult],
-) -> int:
-    """Extrapolate the peaks' line to the usable memory."""
-    peaks = sorted(
-        {
-            r.probe.micro_batch_size: r.peak_bytes + waiting_bytes(config, r.probe) for r in results
-        }.items()
-    )
-    (small, low), (large, high) = peaks[0], peaks[-1]
-    slope = (high - low) / (large - small) if large > small else high / large
-    limit = effort.usable_memory * results[-1].device_bytes
-    fitting = [s for s in plans if low + slope * (s - small) <= limit]
-    return max(fitting, default=min(plans))
 
 
 def _next_timing(
@@ -132,7 +91,7 @@ def _next_timing(
         larger = [
             s
             for s in sizes
-            if best < s < too_large and _fits(config, s, timed[best], effort, history)
+            if best < s < too_large and fits(config, s, timed[best], effort, history)
         ]
         if larger:
             return max(larger)
@@ -150,7 +109,7 @@ def _first_timing(
     memory = [r for r in history if r.probe.purpose is Purpose.MEMORY and r.outcome is Outcome.OK]
     if not memory:
         return min(plans)
-    largest = _largest_fitting(config, plans, effort, memory)
+    largest = largest_fitting(config, plans, effort, memory)
     too_large = [r.probe.micro_batch_size for r in history if r.outcome is Outcome.OUT_OF_MEMORY]
     return max(
         (s for s in plans if s <= largest and s < min(too_large, default=s + 1)), default=min(plans)
@@ -180,32 +139,6 @@ def _refinement(
     accumulation = config.plan_at(size).gradient_accumulation_steps
     probe = replace(best.probe, high=min(accumulation, 4 * longest), low=longest)
     return replace(probe, deadline_seconds=_deadline(effort, probe, step.micro_step_seconds))
-
-
-def _fits(
-    config: TrainingConfig,
-    size: int,
-    best: ProbeResult,
-    effort: Effort,
-    history: Sequence[ProbeResult],
-) -> bool:
-    """Scale the part of the timed peak that grows with the micro-batch."""
-    memory = sorted(
-        {
-            r.probe.micro_batch_size: r.peak_bytes
-            for r in history
-            if r.probe.purpose is Purpose.MEMORY and r.outcome is Outcome.OK
-        }.items()
-    )
-    if len(memory) < 2:
-        return False
-    (small, low), (large, high) = memory[0], memory[-1]
-    static = max(0.0, low - (high - low) / (large - small) * small)
-    growing = max(0.0, best.peak_bytes - static)
-    # The inputs of a whole step are the same for all plans.
-    needed = static + growing * size / best.probe.micro_batch_size
-    needed += waiting_bytes(config, best.probe)
-    return needed <= effort.usable_memory * best.device_bytes
 
 
 def _compile_failed(history: Sequence[ProbeResult]) -> bool:
