@@ -1,6 +1,7 @@
 """How every script ends: an error is one line and exit status 2, whatever was given."""
 
 import functools
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,10 @@ def answer(
         arguments: of the command line.
         stopped: what to say when it was interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal's encoding lacks, as the lines of a table, is no reason to say nothing.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
     @functools.wraps(main)
     def checked(*values: Any, **named: Any) -> int | None:

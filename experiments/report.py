@@ -168,7 +168,7 @@ class Progress:
 
     def starts(self, index: int, total: int, left: int, config: TrainingConfig) -> None:
         """Announce a setting; `left` counts those to measure, this one included."""
-        self._began = time.monotonic()
+        self._began, self._waits_since = time.monotonic(), None
         time_left = ""
         if self._durations:
             mean = sum(self._durations) / len(self._durations)

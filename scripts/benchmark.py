@@ -10,6 +10,7 @@ from _cli import GpuName, ModelName, hardware_from, results, run, workspace_dir
 
 from academic_pretraining.benchmarking.effort import QUICK, Effort
 from academic_pretraining.config import TrainingConfig, grid, why_tolerance_invalid
+from academic_pretraining.cores import usable_cores
 from academic_pretraining.errors import InvalidConfigError
 from academic_pretraining.gpus import Hardware, check_hardware
 from academic_pretraining.methods import Method, MethodSpace
@@ -146,8 +147,9 @@ def _run(
     # From now on it may be its own process of the setting before that is still ending.
     alone = functools.partial(alone, patience_seconds=20.0)
     effort = dataclasses.replace(QUICK if hardware.gpu.is_cpu else Effort(), **limits)
-    # Loading libraries for the next setting must not take the cores that this one trains with.
-    spare = len(os.sched_getaffinity(0)) >= 4 * hardware.gpus_per_node
+    # Loading libraries for the next setting takes about a core for each rank, and must be nothing
+    # beside those that this one trains with.
+    spare = usable_cores() >= 8 * hardware.gpus_per_node
     ahead = not hardware.gpu.is_cpu and hardware.num_nodes == 1 and spare
     end = sweep(configs, workspace_dir(), effort, progress, alone, limits, ahead=ahead)
     recalled = len(end.records) - end.measured

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 import tyro
 
-from academic_pretraining.cores import worker_variables
-from academic_pretraining.errors import InvalidConfigError, InvalidFileError
+from academic_pretraining.cores import thread_variables, usable_cores
+from academic_pretraining.errors import InvalidConfigError, InvalidFileError, TrainingError
 from academic_pretraining.gpus import Hardware, check_hardware, visible_devices
 from academic_pretraining.models import MODELS, get_model
 from experiments.command_line import answer
@@ -149,7 +149,12 @@ def main(
         resume=resume,
     )
     print(comparison_text(report))
-    write_speed(report, output_dir)
+    try:
+        write_speed(report, output_dir)
+    except OSError as error:
+        raise TrainingError(
+            f"the training is over, but its speed was not written: {error}"
+        ) from error
 
 
 def _check_output_dir(output_dir: Path, resume: bool) -> None:
@@ -167,6 +172,11 @@ def _check_output_dir(output_dir: Path, resume: bool) -> None:
     if not there.is_dir():
         raise InvalidFileError(
             f"{output_dir} cannot be a folder for checkpoints, for it is a file or below one: "
+            "name another"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InvalidFileError(
+            f"{output_dir} cannot be a folder for checkpoints, for {there} may not be written: "
             "name another"
         )
 
@@ -194,22 +204,36 @@ def launch(
     """Train on all workers; returns how fast it was, as `speed_report` says."""
     import torchrunx
 
+    from academic_pretraining.benchmarking.launcher_logs import accept_plain_log_records_only
+
     logging.getLogger("torchrunx").setLevel(logging.WARNING)
     cpu = bool(fields.get("use_cpu"))
     workers = launcher.workers_per_host or setting.get("hardware", {}).get("gpus_per_node")
     workers = workers or (1 if cpu else "gpu")
-    local = workers if isinstance(workers, int) else len(visible_devices(os.environ))
-    launched = torchrunx.Launcher(
-        hostnames=launcher.hostnames,
-        workers_per_host=workers,
-        ssh_config_file=launcher.ssh_config_file,
-        backend=launcher.backend or ("gloo" if cpu else "cpu:gloo,cuda:nccl"),  # pyright: ignore
-        worker_timeout=launcher.worker_timeout,
-        agent_timeout=launcher.agent_timeout,
-        # As many threads as under the benchmark: what is offloaded is computed by them.
-        extra_env_vars=worker_variables(max(1, local), cpu=cpu, environment=os.environ),
-        env_file=launcher.env_file,
-    ).run(train, fields, model_type, setting, source=source, **stopping)
+    if workers == "cpu":
+        local = usable_cores()
+    else:
+        local = workers if isinstance(workers, int) else len(visible_devices(os.environ))
+    # As many threads as under the benchmark: what is offloaded is computed by them.
+    threads = thread_variables(local, cpu=cpu, environment=os.environ) if local else {}
+    accept_plain_log_records_only()
+    try:
+        launched = torchrunx.Launcher(
+            hostnames=launcher.hostnames,
+            workers_per_host=workers,
+            ssh_config_file=launcher.ssh_config_file,
+            backend=launcher.backend or ("gloo" if cpu else "cpu:gloo,cuda:nccl"),  # pyright: ignore
+            worker_timeout=launcher.worker_timeout,
+            agent_timeout=launcher.agent_timeout,
+            extra_env_vars=threads,
+            env_file=launcher.env_file,
+        ).run(train, fields, model_type, setting, source=source, **stopping)
+    except OSError as error:
+        # A node that cannot be reached, or a disk that is full.
+        raise TrainingError(
+            f"the training of {source} failed: {type(error).__name__}: {error}; what workers said "
+            "stands above"
+        ) from error
     return launched.rank(0)
 
 

@@ -76,13 +76,14 @@ def main(
             f"for {hardware.gpus_per_node} GPUs in each node: leave it out"
         )
     alone = contextlib.nullcontext()
-    if launcher.hostnames == "auto" and "SLURM_JOB_ID" not in os.environ:
-        if hardware.num_nodes > 1:
-            raise InvalidConfigError(
-                f"the prediction is for {hardware.num_nodes} nodes, and this is one: run it in a "
-                "SLURM job, or name the nodes with --launcher.hostnames"
-            )
-        check_hardware(hardware, os.environ)
+    if launcher.hostnames == "auto":
+        if "SLURM_JOB_ID" not in os.environ:
+            if hardware.num_nodes > 1:
+                raise InvalidConfigError(
+                    f"the prediction is for {hardware.num_nodes} nodes, and this is one: run it in "
+                    "a SLURM job, or name the nodes with --launcher.hostnames"
+                )
+            check_hardware(hardware, os.environ)
         alone = gpus_alone(
             hardware,
             os.environ,

@@ -1,5 +1,6 @@
 """A measurement whose sessions end as a test says, without processes."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,23 @@ def given() -> list[tuple[list[ProbeResult], Path]]:
 
 
 @pytest.fixture
-def play(monkeypatch, tiny_config, tmp_path, given, unlaunched):
-    """Measure with sessions that end as a list says."""
+def taken() -> list[int]:
+    """After how many sessions the devices were taken, each time."""
+    return []
+
+
+@pytest.fixture
+def play(monkeypatch, tiny_config, tmp_path, given, taken, unlaunched):
+    """Measure with sessions that end as a list says; the first `unready` ones never load."""
+
+    def alone():
+        taken.append(len(given) - 1)
+        return contextlib.nullcontext()
 
     def run(
         *sessions: list[ProbeResult],
         last_is_finished: bool = True,
+        unready: int = 0,
         gpu_type: str = "h200",
         workers: int = 2,
     ):
@@ -97,7 +109,8 @@ def play(monkeypatch, tiny_config, tmp_path, given, unlaunched):
             directory = launched.directory
             given.append((list(history), directory))
             assert list(directory.iterdir()) == []
-            on_ready()
+            if len(given) > unready:
+                on_ready()
             (directory / "rank0.log").write_text("what happened")
             end = SessionEnd(
                 results=ends.pop(0),
@@ -110,6 +123,7 @@ def play(monkeypatch, tiny_config, tmp_path, given, unlaunched):
 
         monkeypatch.setattr(measure_module, "run_session", run_session)
         config = tiny_config(gpu_type=gpu_type, workers=workers, global_batch_size=64)
-        return measure(config, Effort(), sessions=Sessions(tmp_path / "new" / "scratch"))
+        where = Sessions(tmp_path / "new" / "scratch", alone=alone)
+        return measure(config, Effort(), sessions=where)
 
     return run

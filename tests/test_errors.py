@@ -19,6 +19,7 @@ def test_the_errors_that_a_user_can_meet():
         "InvalidFileError",
         "MeasurementError",
         "NoResultsError",
+        "TrainingError",
         "UnknownNameError",
     }
 

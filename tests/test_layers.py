@@ -64,7 +64,11 @@ HOMES: dict[str, tuple[str, ...]] = {
     "deepspeed": ("academic_pretraining.benchmarking",),
     "numpy": ("academic_pretraining.benchmarking",),
     "psutil": ("academic_pretraining.benchmarking",),
-    "torchrunx": ("academic_pretraining.benchmarking.session", "scripts.training"),
+    "torchrunx": (
+        "academic_pretraining.benchmarking.session",
+        "academic_pretraining.benchmarking.launcher_logs",
+        "scripts.training",
+    ),
     "polars": _FROM_RESULTS_ON,
     "altair": ("academic_pretraining.plotting", "scripts"),
     "great_tables": ("academic_pretraining.plotting", "scripts"),
@@ -290,7 +294,8 @@ def test_no_package_has_its_place_in_the_first_layers(layer: str) -> None:
         (
             "academic_pretraining.benchmarking.probe",
             "from torchrunx import Launcher",
-            "torchrunx belongs in academic_pretraining.benchmarking.session, scripts.training",
+            "torchrunx belongs in academic_pretraining.benchmarking.session, "
+            "academic_pretraining.benchmarking.launcher_logs, scripts.training",
         ),
         ("experiments.steps", "import submitit", "submitit belongs in experiments.slurm"),
         ("scripts.benchmark", "from tango import Step", "tango belongs in experiments"),

@@ -1,5 +1,6 @@
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -143,6 +144,37 @@ def test_scripts_take_turns(smi, holder, killed):
     with gpus_alone(TWO, os.environ, on_wait=release):
         assert other.wait(10) == (-9 if killed else 0)
     assert told == ["another measurement is using a GPU: waiting for its end"]
+
+
+FORKS = """
+import os, sys, time
+if not os.fork():
+    os.execvp("sleep", ["sleep", "30"]) if sys.argv[3] == "executes" else time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("child", ["forks", "executes"])
+def test_what_a_killed_script_forked_does_not_hold_its_lock(smi, tmp_path, monkeypatch, child):
+    smi((0, 0))
+    monkeypatch.setattr(occupancy, "_LOCKS", tmp_path)
+    forks = HOLDER.replace("    print(", "    exec(FORKS)\n    print(", 1)
+    code = f"FORKS = {FORKS!r}\n{forks}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "1", tmp_path, child],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "has them\n"
+        process.kill()
+        process.wait()
+        with gpus_alone(TWO, {}, on_wait=pytest.fail):
+            pass
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_script_with_other_temporary_files_is_waited_for_too(smi, holder, tmp_path, monkeypatch):

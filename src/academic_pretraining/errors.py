@@ -62,6 +62,10 @@ class InvalidFileError(AcademicPretrainingError):
     """A file that the user named and that cannot be read as what it should be."""
 
 
+class TrainingError(AcademicPretrainingError):
+    """A training that the system would not let begin or end: a node out of reach, a full disk."""
+
+
 class MeasurementError(AcademicPretrainingError):
     """A probe failed for a reason other than memory (crash, hang, exception in a worker).
 

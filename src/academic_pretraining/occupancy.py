@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -88,7 +89,9 @@ def gpus_alone(
         for uuid in sorted(device.uuid for device in devices):
             descriptor = _lock_file(_LOCKS / f"academic-pretraining-{uuid}")
             if descriptor is not None:
-                held.callback(os.close, descriptor)
+                held.callback(_let_go, descriptor)
+                _close_in_children()
+                _held.add(descriptor)
                 if not _locks(descriptor, wait=False):
                     on_wait("another measurement is using a GPU: waiting for its end")
                     _locks(descriptor, wait=True)
@@ -96,6 +99,27 @@ def gpus_alone(
         if not allow_busy:
             check_idle(hardware, environment, patience_seconds=patience_seconds)
         yield
+
+
+# Of this process, whose forks must not hold on to its locks: torchrunx forks a server of log
+# records from the script, which outlives it where it is killed.
+_held: set[int] = set()
+
+
+def _let_go(descriptor: int) -> None:
+    _held.discard(descriptor)
+    os.close(descriptor)
+
+
+@functools.cache
+def _close_in_children() -> None:
+    os.register_at_fork(after_in_child=_close_held)
+
+
+def _close_held() -> None:
+    while _held:
+        with contextlib.suppress(OSError):
+            os.close(_held.pop())
 
 
 def _lock_file(path: Path) -> int | None:

@@ -32,28 +32,33 @@ def test_own_work_is_told_from_that_of_others():
 def test_only_the_cores_that_this_process_may_run_on_count(monkeypatch):
     core = SimpleNamespace(user=4.0, nice=1.0, system=2.0, idle=100.0, iowait=5.0, guest=4.0)
     monkeypatch.setattr("psutil.cpu_times", lambda percpu: [core, core, core])
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 2})
+    monkeypatch.setattr(host, "allowed_cores", lambda: {0, 2})
     assert host_use().busy_seconds == 14.0
 
 
-def test_it_is_looked_at_from_the_end_of_the_warm_up_on(monkeypatch):
-    moments = iter([use(1.0, 5.0, 100.0), use(2.0, 9.0, 101.0), use(4.0, 15.0, 103.0)])
-    monkeypatch.setattr(host, "host_use", lambda: next(moments))
+@pytest.mark.parametrize(
+    ("steps", "found"), [(1, None), (2, use(0.0, 0.0, 0.0)), (4, use(1.0, 4.0, 1.0))]
+)
+def test_it_is_looked_at_from_the_end_of_the_warm_up_on(monkeypatch, steps, found):
+    moments = [use(1.0, 5.0, 100.0), use(2.0, 9.0, 101.0)]
+    if steps == 2:
+        moments[1] = moments[0]
+    monkeypatch.setattr(host, "host_use", lambda: moments.pop(0))
     watch = HostWatch(warm_up_steps=2)
-    seen = []
-    for step in (1, 2, 3, 4):
+    nothing: Any = None
+    for step in range(1, steps + 1):
         state: Any = SimpleNamespace(global_step=step)
-        nothing: Any = None
         watch.on_step_end(nothing, state, nothing)
-        seen.append(watch.use)
-    assert seen == [None, None, use(1.0, 4.0, 1.0), use(3.0, 10.0, 3.0)]
+    watch.on_train_end(nothing, nothing, nothing)
+    assert watch.use == found
 
 
 @pytest.mark.parametrize(
     ("ranks", "share"),
     [
-        ([], 0.0),
-        ([None, None], 0.0),
+        ([], None),
+        ([None, None], None),
+        ([use(0.0, 0.0, 0.0)], None),
         # 40 core-seconds in 10 s, of which 20 are the two ranks' own: 2 of 8 cores.
         ([use(10.0, 40.0), use(10.0, 39.0)], 0.25),
         # The busier of two nodes.
@@ -63,5 +68,13 @@ def test_it_is_looked_at_from_the_end_of_the_warm_up_on(monkeypatch):
         ([use(0.0, 90.0)], 1.0),
     ],
 )
-def test_the_rest_is_others_work(ranks, share):
-    assert other_cpu_share(ranks, 2, 8) == pytest.approx(share)
+def test_the_rest_is_others_work(monkeypatch, ranks, share):
+    monkeypatch.setattr(host, "allowed_cores", lambda: set(range(8)))
+    monkeypatch.setattr(host, "usable_cores", lambda: 8)
+    assert other_cpu_share(ranks, 2) == (share if share is None else pytest.approx(share))
+
+
+def test_under_a_quota_nothing_is_known(monkeypatch):
+    monkeypatch.setattr(host, "allowed_cores", lambda: set(range(8)))
+    monkeypatch.setattr(host, "usable_cores", lambda: 4)
+    assert other_cpu_share([use(10.0, 40.0)], 1) is None

@@ -6,7 +6,8 @@ from playing import a_checkpoint, a_result, an_exchange
 
 from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.benchmarking.measure import measure
-from academic_pretraining.benchmarking.probes import Outcome, Purpose
+from academic_pretraining.benchmarking.post_mortem import NO_PROBE
+from academic_pretraining.benchmarking.probes import Outcome, ProbeResult, Purpose
 from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.errors import MeasurementError
 
@@ -62,6 +63,30 @@ def test_memory_of_the_host_is_no_result_and_not_tried_again(play, given):
     assert len(given) == 1
 
 
+UNBEGUN = ProbeResult(probe=NO_PROBE, outcome=Outcome.CRASHED)
+
+
+def test_memory_that_others_had_taken_is_no_result(play, given):
+    taken = dataclasses.replace(UNBEGUN, outcome=Outcome.OUT_OF_MEMORY, cause="OOM", log="0.log")
+    done = a_result(1, purpose=Purpose.MEMORY)
+    with pytest.raises(MeasurementError) as caught:
+        play([done, taken], [taken], last_is_finished=False)
+    assert str(caught.value).endswith(
+        ": out of memory before memory at micro-batch 4: OOM (log: 0.log)"
+    )
+    (_, first), (history, _) = given
+    assert history == [done]
+    assert (first / "rank0.log").exists()
+    # Once only, it has gone again.
+    found = play([done, taken], [a_result(4)])
+    assert (found.outcome, found.out_of_memory_micro_batch_size) == ("measured", None)
+
+
+def test_devices_are_taken_by_the_first_session_that_comes_to_use_them(play, taken):
+    play([UNBEGUN], [a_result(1, purpose=Purpose.MEMORY)], [a_result(4)], unready=1)
+    assert taken == [1]
+
+
 def test_a_fault_that_would_come_again_is_raised_at_once(play, given):
     fault = a_result(4, Outcome.CRASHED, cause="KeyError: 'x'", log="rank1.log", transient=False)
     with pytest.raises(MeasurementError, match=r"KeyError: 'x' \(log: rank1\.log\)$"):
@@ -97,6 +122,9 @@ def test_a_real_measurement(tiny_config, tmp_path):
     assert [probe.purpose for probe in begun] == [Purpose.TIMING]
     assert found.seconds["all"] >= found.seconds["launch"] + found.seconds["timing"]
     assert list(Path(tmp_path / "scratch").iterdir()) == []
+    # Other tests may run meanwhile.
+    assert best.other_cpu_share is not None
+    assert 0 <= best.other_cpu_share <= 1
 
 
 @pytest.mark.slow
@@ -123,9 +151,7 @@ def test_a_checkpoint_that_fails_costs_nothing_but_itself(play, given, outcome):
 
 def test_a_session_that_dies_on_its_way_to_the_checkpoint_costs_nothing_either(play, given):
     timed = [a_result(32, high=4, step=1.0), a_result(16, high=4, step=1.0)]
-    dead = a_result(
-        1, purpose=Purpose.MEMORY, outcome=Outcome.CRASHED, transient=False, cause="no port"
-    )
+    dead = dataclasses.replace(UNBEGUN, transient=False, cause="no port")
     found = play([*timed, dead], [dead], last_is_finished=False)
     (_, _), (history, _) = given
     # What it was on its way to first: its next session goes on to the last one.

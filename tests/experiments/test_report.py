@@ -211,6 +211,9 @@ def test_what_is_waited_for_does_not_count_as_a_settings_time(clock, configs, ca
         deadline_seconds=9.0,
     )
     progress = Progress()
+    # Before the first setting, to see that the GPUs are free.
+    progress.waits("another measurement")
+    clock[0] += 500
     progress.starts(1, 2, 2, configs[0])
     clock[0] += 1
     progress.waits("another measurement is using a GPU: waiting for its end")
@@ -222,7 +225,7 @@ def test_what_is_waited_for_does_not_count_as_a_settings_time(clock, configs, ca
     progress.waits("again")
     clock[0] += 50
     progress.ends(configs[1], None, "no device")
-    assert capsys.readouterr().err.splitlines()[1:] == [
+    assert capsys.readouterr().err.splitlines()[2:] == [
         "         1 s  another measurement is using a GPU: waiting for its end",
         "         1 s  timing at micro-batch 4",
         "        10 s  3 s a step at 16 x 32",

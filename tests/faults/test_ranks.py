@@ -108,12 +108,9 @@ FAULTS = [
         )
         for place, ranks, method in (
             ("forward", "1", PLAIN),
-            ("forward", "0", SHARDED),
-            ("forward", "0,1", PLAIN),
             ("backward", "1", PLAIN),
-            ("backward", "0,1", PLAIN),
-            ("the_optimizer", "1", PLAIN),
-            ("the_optimizer", "0,1", SHARDED),
+            ("the_optimizer", "1", SHARDED),
+            ("forward", "0,1", SHARDED),
             # Where the others wait for this rank's part.
             ("all_reduce", "1", PLAIN),
             ("all_gather", "1", SHARDED),

@@ -1,10 +1,14 @@
 """The words in which bad input is refused."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 from exports import Exported
-from in_process import COMMANDS, furnished, spoilt
+from in_process import COMMANDS, SCRIPTS, furnished, spoilt
 
 EXPORT = "write one with scripts/to_training_arguments.py"
 BY_FLAG = {
@@ -86,3 +90,42 @@ def test_a_workspace_below_a_file_is_named(tmp_path):
         f"error: the workspace {place.workspace} is below a file: name a folder with "
         "TANGO_WORKSPACE_DIR\n"
     )
+
+
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
+    # The tests may be run by root, who may.
+    monkeypatch.setattr(os, "access", lambda path, mode: mode & os.W_OK == 0)
+    said = furnished(tmp_path).refuses("training.py", *COMMANDS["training.py"])
+    assert said == (
+        "error: run cannot be a folder for checkpoints, for . may not be written: name another\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [socket.gaierror(-2, "Name or service not known"), OSError(28, "No space left")]
+)
+@pytest.mark.parametrize("script", ["training.py", "verify.py"])
+def test_what_the_system_refuses_a_training_is_said_in_a_line(tmp_path, monkeypatch, script, error):
+    def launcher(**options):
+        raise error
+
+    monkeypatch.setattr("in_process._accept", launcher)
+    assert furnished(tmp_path).refuses(script, *COMMANDS[script]) == (
+        f"error: the training of args.json failed: {type(error).__name__}: {error}; what workers "
+        "said stands above\n"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_lacks_signs_gets_others(tmp_path, encoding):
+    place = furnished(tmp_path)
+    arguments = map(str, spoilt("benchmark.py", "--cmd", "print-results"))
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "benchmark.py", *arguments],
+        cwd=place.folder,
+        env=os.environ | place.environment() | {"PYTHONUTF8": "0", "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"pythia-160m" in done.stdout

@@ -3,13 +3,14 @@
 Data loading and offloading compute on the host, where the locks of `occupancy` keep nobody away.
 """
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
 from transformers import TrainerCallback
+
+from academic_pretraining.cores import allowed_cores, usable_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class HostUse:
 
 def host_use() -> HostUse:
     """Read the clocks."""
-    own = os.sched_getaffinity(0)
+    own = allowed_cores()
     busy = 0.0
     for number, core in enumerate(psutil.cpu_times(percpu=True)):
         if number in own:
@@ -49,12 +50,12 @@ def host_use() -> HostUse:
 
 
 class HostWatch(TrainerCallback):
-    """Reads the clocks at the end of the warm-up and of every step that follows.
+    """Reads the clocks at the end of the warm-up and of the training.
 
     Attributes:
         warm_up_steps: optimizer steps to leave out at the beginning: compilation has processes of
             its own.
-        use: what went by since; `None` before the first step that follows.
+        use: what went by in between; `None` before the end, or where all steps were warm-up.
     """
 
     def __init__(self, warm_up_steps: int) -> None:
@@ -63,28 +64,35 @@ class HostWatch(TrainerCallback):
         self._began: HostUse | None = None
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        """Begin, or look again."""
-        if state.global_step < self.warm_up_steps:
-            return
-        if self._began is None:
+        """Begin to look."""
+        if state.global_step == self.warm_up_steps:
             self._began = host_use()
-        else:
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        """Look again."""
+        if self._began is not None:
             self.use = host_use() - self._began
 
 
-def other_cpu_share(ranks: Sequence[HostUse | None], ranks_per_node: int, cores: int) -> float:
+def other_cpu_share(ranks: Sequence[HostUse | None], ranks_per_node: int) -> float | None:
     """Say which share of the ranks' cores other processes kept busy, on the busiest node.
 
     Args:
         ranks: what went by on each, node by node.
         ranks_per_node: how many of them share a host.
-        cores: of one host that its ranks may run on.
+
+    Returns:
+        `None` where it was not looked at, and under a quota of a container, whose cores' other
+        processes take nothing from it.
     """
-    share = 0.0
+    cores = len(allowed_cores())
+    if usable_cores() < cores:
+        return None
+    shares = []
     for first in range(0, len(ranks), ranks_per_node):
         node = [use for use in ranks[first : first + ranks_per_node] if use and use.wall_seconds]
         if node:
             busy = max(use.busy_seconds / use.wall_seconds for use in node)
             own = sum(use.own_seconds / use.wall_seconds for use in node)
-            share = max(share, (busy - own) / cores)
-    return min(share, 1.0)
+            shares.append(min(max((busy - own) / cores, 0.0), 1.0))
+    return max(shares, default=None)

@@ -57,7 +57,7 @@ class Launched:
     def end(self) -> None:
         """Kill every process of it, and wait until the ranks of this machine hold no device.
 
-        A second call does nothing.
+        A second call kills nothing any more.
         """
         if not self._killed:
             with contextlib.suppress(ProcessLookupError):

@@ -8,13 +8,8 @@ from dataclasses import replace
 from academic_pretraining.benchmarking.conclusion import conclude
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.launch import SessionEnd, run_session
-from academic_pretraining.benchmarking.probes import (
-    OPTIONAL,
-    Outcome,
-    Probe,
-    ProbeResult,
-    Purpose,
-)
+from academic_pretraining.benchmarking.post_mortem import NO_PROBE
+from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
 from academic_pretraining.benchmarking.scratch import keep
 from academic_pretraining.benchmarking.search import next_probe
 from academic_pretraining.benchmarking.sessions import Sessions
@@ -41,9 +36,8 @@ def measure(
         on_probe: called when a probe begins.
 
     Raises:
-        MeasurementError: a session crashed or hung, and once more where that may help; out of
-            memory is a result.
-        MeasurementError: where the model's FLOPs come faster than matrix products alone.
+        MeasurementError: a session crashed or hung, and once more where that may help (out of
+            memory in a probe is a result); or as `conclude`.
         HardwareMismatchError: the machine is not what was declared.
     """
     with ExitStack() as devices:
@@ -61,16 +55,18 @@ def _measure(
     history: list[ProbeResult] = []
     ends: list[SessionEnd] = []
     crashes = 0
+    taken = False
     waited_seconds = 0.0
 
     def take_devices() -> None:
-        nonlocal waited_seconds
-        if not ends:
+        nonlocal taken, waited_seconds
+        if not taken:
             waits = time.monotonic()
             devices.enter_context(sessions.alone())
             waited_seconds = time.monotonic() - waits
-        # Another setting, or another session of this one. What is offloaded is computed by all
-        # cores, and would be timed while they load libraries.
+            taken = True
+        # Another setting, or another session of this one. What is offloaded is computed by the
+        # host, and would be timed while they load libraries.
         if not config.method.offloading:
             sessions.launch_ahead(config.hardware)
 
@@ -82,6 +78,11 @@ def _measure(
             )
             ends.append(end)
             last = end.results[-1] if end.results else None
+            begun = not last or last.probe != NO_PROBE
+            if last and not begun:
+                # It died on its way to a probe, which has to answer for it.
+                pending = next_probe(config, effort, [*history, *end.results[:-1]])
+                last = end.results[-1] = replace(last, probe=pending or NO_PROBE)
             if last and last.probe.purpose is Purpose.SAVING:
                 # The last probe, and one that takes nothing from the others.
                 end.finished = True
@@ -93,21 +94,18 @@ def _measure(
                     keep(directory)
             elif last and last.outcome is Outcome.COMPILE_FAILED:
                 keep(directory)
-            elif last and last.outcome in _NO_RESULT:
+            elif last and (
+                last.outcome in _NO_RESULT or (last.outcome is Outcome.OUT_OF_MEMORY and not begun)
+            ):
+                # Memory that somebody else had taken is no result either.
                 keep(directory)
-                pending = next_probe(config, effort, [*history, *end.results[:-1]])
-                if pending and pending.purpose in OPTIONAL:
-                    # It died before it came to what is not needed, which is given up for it.
-                    end.results[-1] = replace(last, probe=pending)
-                    end.finished = pending.purpose is Purpose.SAVING
-                else:
-                    crashes += 1
-                    if crashes == 2 or not last.transient:
-                        raise MeasurementError(
-                            f"{config.label}: {last.outcome} in {last.probe.description}: "
-                            f"{last.cause} (log: {last.log})"
-                        )
-                    end.results.pop()
+                crashes += 1
+                if crashes == 2 or not last.transient:
+                    raise MeasurementError(
+                        f"{config.label}: {last.outcome} {'in' if begun else 'before'} "
+                        f"{last.probe.description}: {last.cause} (log: {last.log})"
+                    )
+                end.results.pop()
         history += end.results
     wall_seconds = time.monotonic() - began - waited_seconds
     return conclude(config, history, ends, wall_seconds=wall_seconds)

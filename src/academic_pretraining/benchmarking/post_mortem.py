@@ -75,7 +75,7 @@ def _last_words(log: Path) -> str:
     return "was killed, perhaps by the host for want of memory"
 
 
-_NO_PROBE = Probe(
+NO_PROBE = Probe(
     purpose=Purpose.MEMORY,
     micro_batch_size=1,
     high=1,
@@ -83,13 +83,14 @@ _NO_PROBE = Probe(
     compile=False,
     deadline_seconds=START_SECONDS,
 )
+"""Stands for the probe of a session that ended before one had begun."""
 
 
 def failed(
     probe: Probe | None, directory: Path, hardware: Hardware, failure: dict[str, Any] | None
 ) -> ProbeResult:
     """Answer for a probe whose session died of a failure, or without leaving one."""
-    probe = probe or _NO_PROBE
+    probe = probe or NO_PROBE
     log = directory / "launcher.log"
     text = log.read_text(errors="replace").strip().splitlines()
     if failure is None and text and "WorkerFailedError" in text[-1]:
@@ -123,7 +124,7 @@ def _silent(directory: Path) -> str:
 
 def hung(probe: Probe | None, directory: Path, *, warm: bool) -> ProbeResult:
     """Let every rank write its stacks down, of its own accord, before the group is ended."""
-    probe = probe or _NO_PROBE
+    probe = probe or NO_PROBE
     time.sleep(AHEAD_SECONDS)
     compiling = probe.compile and not warm
     log = directory / "rank0.log"

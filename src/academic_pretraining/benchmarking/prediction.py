@@ -38,6 +38,10 @@ def timings(config: TrainingConfig, history: Sequence[ProbeResult]) -> list[Prob
                 peak_bytes=max(earlier.peak_bytes, result.peak_bytes),
                 reserved_bytes=max(earlier.reserved_bytes, result.reserved_bytes),
                 graphs=max(earlier.graphs, result.graphs),
+                other_cpu_share=max(
+                    (s for s in (earlier.other_cpu_share, result.other_cpu_share) if s is not None),
+                    default=None,
+                ),
             )
         found[key] = result
     return [

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import os
 import resource
 import shutil
 import time
@@ -120,9 +119,7 @@ def run_probe(
         ),
         graphs=min(rank["graphs"] for rank in everyone),
         other_cpu_share=other_cpu_share(
-            [rank["host"] for rank in everyone],
-            config.hardware.gpus_per_node,
-            len(os.sched_getaffinity(0)),
+            [rank["host"] for rank in everyone], config.hardware.gpus_per_node
         ),
     )
 

@@ -132,7 +132,8 @@ class ProbeResult:
         save_seconds: writing a checkpoint, at the slowest rank; `None` for other purposes.
         checkpoint_bytes: what was written, all ranks' files on a shared file system.
         save_peak_bytes: largest memory allocated on any device meanwhile.
-        other_cpu_share: of the host's cores, what other processes kept busy while steps were timed.
+        other_cpu_share: of the host's cores, what other processes kept busy while steps were
+            timed; `None` where nobody looked, as for other purposes and under a quota.
         cause: of a failure, the exception in one line.
         transient: of a failure, whether a second try may end otherwise.
         log: of a failure, the log of the rank that failed first.
@@ -155,7 +156,7 @@ class ProbeResult:
     save_seconds: float | None = None
     checkpoint_bytes: int = 0
     save_peak_bytes: int = 0
-    other_cpu_share: float = 0.0
+    other_cpu_share: float | None = None
     cause: str = ""
     transient: bool = True
     log: str = ""

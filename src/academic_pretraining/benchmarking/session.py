@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from academic_pretraining.cores import worker_variables
+from academic_pretraining.cores import thread_variables
 
 _RANKS_TMPDIR = "ACADEMIC_PRETRAINING_RANKS_TMPDIR"
 
@@ -21,7 +21,10 @@ def main(directory: str, parent: str) -> None:
     gc.disable()
     import torchrunx
 
+    from academic_pretraining.benchmarking.launcher_logs import accept_plain_log_records_only
+
     gc.enable()
+    accept_plain_log_records_only()
     hardware = json.loads((Path(directory) / "hardware.json").read_text())
     cpu = hardware["gpu_type"] == "cpu"
     workers = hardware["gpus_per_node"]
@@ -31,7 +34,7 @@ def main(directory: str, parent: str) -> None:
         # gloo beside NCCL: FSDP reduces what it offloads to the host.
         backend="gloo" if cpu else "cpu:gloo,cuda:nccl",  # pyright: ignore[reportArgumentType]
         extra_env_vars={
-            **worker_variables(workers, cpu=cpu, environment=os.environ),
+            **thread_variables(workers, cpu=cpu, environment=os.environ),
             **_agents_tmpdir(Path(directory)),
         },
     )
