@@ -1,6 +1,7 @@
 import errno
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
@@ -133,6 +134,22 @@ def test_inductor_without_a_c_compiler_is_a_failed_compilation(own_compiler):
     failure = classify(failure_of_compiling(lambda x: x.sin() + x.sum(), options=without))
     assert failure.outcome is Outcome.COMPILE_FAILED
     assert "compiler" in failure.cause
+
+
+@pytest.mark.parametrize(
+    "killed",
+    [
+        BrokenProcessPool("A process in the process pool was terminated abruptly"),
+        RuntimeError("g++: fatal error: Killed signal terminated program cc1plus"),
+    ],
+)
+def test_a_compiler_that_is_killed_does_not_say_that_nothing_compiles(own_compiler, killed):
+    def broken(graph, inputs):
+        raise killed
+
+    failure = classify(failure_of_compiling(lambda x: x + 1, backend=broken))
+    assert (failure.outcome, failure.transient) == (Outcome.CRASHED, True)
+    assert str(killed) in failure.cause
 
 
 def test_memory_that_runs_out_while_compiling_is_memory(own_compiler):

@@ -34,6 +34,8 @@ _HOST_ALLOCATIONS = (
     "unable to mmap",
     "std::bad_alloc",
 )
+# What Inductor says of a compiling process that somebody killed: its pool, and gcc of its own.
+_KILLED_COMPILERS = ("BrokenProcessPool", "Killed signal terminated program")
 
 # Frames of calls for pinned memory, by PyTorch, FSDP or DeepSpeed.
 _PINNING = ("pin_memory", "pinned")
@@ -100,6 +102,11 @@ def classify(
             )
     if cause := _full_disk(error, folder):
         return Failure(outcome=Outcome.CRASHED, cause=cause, transient=False)
+    for link in _chain(error):
+        said = f"{type(link).__name__}: {link}"
+        if any(words in said for words in _KILLED_COMPILERS):
+            # The model compiles, only not on a host so short of memory.
+            return Failure(outcome=Outcome.CRASHED, cause=_one_line(link))
     # Their exceptions have no public base class; the packages that raise them are what is stable.
     compilers = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
     for link in _chain(error):
