@@ -5,16 +5,12 @@ import pytest
 pytest_plugins = ["playing", "sessions", "sweeping"]
 
 
-def pytest_configure(config):
-    """Have `pytest -n` give a file to one process, since its fixtures train for real."""
-    if config.getoption("numprocesses", None):
-        config.option.dist = "loadgroup"
-        config.option.loadscopereorder = False
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Begin with what trains, so that no process is left with it in the end."""
+    """Have `pytest -n` give a file to one process, since its fixtures train for real.
+
+    It begins with what trains, so that no process is left with that in the end.
+    """
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)
         for item in items:
