@@ -5,18 +5,27 @@ import pytest
 pytest_plugins = ["playing", "sessions", "sweeping"]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
-    """Have `pytest -n` give a file to one process, since its fixtures train for real.
+# They look at the same trainings, by the fixture `recorded`.
+TOGETHER = ("test_gloo.py", "test_in_force.py", "test_learning.py")
 
-    It begins with what trains, so that no process is left with that in the end.
-    """
+
+def pytest_xdist_make_scheduler(config, log):
+    """Have `pytest -n` give a file to one process, since its fixtures train for real."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    # `--dist loadgroup` of xdist 3.8 divides nothing under pytest 9.2.
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "together" if path.endswith(TOGETHER) else path
+
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Begin with what trains, so that no process of several is left with it in the end."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-        for item in items:
-            # Several files look at these trainings.
-            group = "recorded" if "recorded" in item.fixturenames else item.path.stem
-            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture
