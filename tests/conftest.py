@@ -9,9 +9,12 @@ pytest_plugins = ["playing", "sessions", "sweeping"]
 TOGETHER = ("test_gloo.py", "test_in_force.py", "test_learning.py")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Have `pytest -n` give a file to one process, since its fixtures train for real."""
     from xdist.scheduler import LoadScopeScheduling
+
+    config.option.loadscopereorder = False
 
     # `--dist loadgroup` of xdist 3.8 divides nothing under pytest 9.2.
     class ByFile(LoadScopeScheduling):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -194,7 +195,9 @@ def test_other_gpus_are_not_waited_for(smi, holder):
 
 
 def test_strangers_are_refused_at_once_unless_allowed(smi, holder, monkeypatch):
-    monkeypatch.setattr(time, "sleep", pytest.fail)
+    # Not time.sleep itself: waiting for nvidia-smi may take one.
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=pytest.fail)
+    monkeypatch.setattr(occupancy, "time", clock)
     smi((0, 20_480))
     with pytest.raises(DeviceBusyError, match=r"^GPU 1 has 20\.0 GiB"), gpus_alone(TWO, {}):
         pass
