@@ -38,6 +38,11 @@ class Session:
         ranks = range(self.config.hardware.world_size)
         return [json.loads((self.directory / f"rank{r}.facts.json").read_text()) for r in ranks]
 
+    @property
+    def struck_at(self) -> list[float]:
+        """When the fault of each faulty rank came, in seconds since the epoch."""
+        return [float(path.read_text()) for path in self.directory.glob("rank*.fault")]
+
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., TrainingConfig]:

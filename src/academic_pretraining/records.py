@@ -45,8 +45,8 @@ class Timing:
             inside the backward pass.
         communication_share: GPU time of NCCL's kernels over the step's, also where computation
             hides it; 0 on one GPU, `None` on CPUs or where it was not seen.
-        other_cpu_share: of the host's cores, what other processes kept busy meanwhile; `None` in
-            records that are older than this figure.
+        other_cpu_share: of the host's cores, what other processes kept busy meanwhile; `None`
+            where nobody looked, as in older records and under a quota.
     """
 
     micro_batch_size: int
@@ -95,7 +95,7 @@ class Measurement:
         save_seconds: writing a checkpoint; `None` where that was not measured.
         checkpoint_bytes, save_peak_bytes: its size, and the largest device memory meanwhile.
         save_error: why it could not be written.
-        communication_error: why it could not be looked at.
+        communication_error: why communication could not be looked at.
     """
 
     outcome: str

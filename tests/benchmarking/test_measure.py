@@ -11,6 +11,8 @@ from academic_pretraining.benchmarking.probes import Outcome, ProbeResult, Purpo
 from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.errors import MeasurementError
 
+UNBEGUN = ProbeResult(probe=NO_PROBE, outcome=Outcome.CRASHED)
+
 
 def test_a_session_that_ends_with_memory_is_carried_on(play, given):
     memory = a_result(8, Outcome.OUT_OF_MEMORY, requested_bytes=10, free_bytes=3)
@@ -61,9 +63,6 @@ def test_memory_of_the_host_is_no_result_and_not_tried_again(play, given):
         ": host out of memory in timing at micro-batch 4: pinned (log: 1.log)"
     )
     assert len(given) == 1
-
-
-UNBEGUN = ProbeResult(probe=NO_PROBE, outcome=Outcome.CRASHED)
 
 
 def test_memory_that_others_had_taken_is_no_result(play, given):

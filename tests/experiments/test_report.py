@@ -22,6 +22,14 @@ COLUMNS = [
 ]
 TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
 SHARDED = Method(free_lunch=True, sharding=Sharding.ZERO_2)
+PROBE = Probe(
+    purpose=Purpose.TIMING,
+    micro_batch_size=4,
+    high=2,
+    high_steps=6,
+    compile=True,
+    deadline_seconds=9.0,
+)
 
 
 def record_of(
@@ -163,14 +171,6 @@ def clock(monkeypatch):
 
 
 def test_progress_tells_the_time_left_and_the_best_so_far(clock, configs, capsys):
-    probe = Probe(
-        purpose=Purpose.TIMING,
-        micro_batch_size=4,
-        high=2,
-        high_steps=6,
-        compile=True,
-        deadline_seconds=9.0,
-    )
     progress = Progress()
     ends = [
         ({"measurement": {"best": None}}, ""),
@@ -182,7 +182,7 @@ def test_progress_tells_the_time_left_and_the_best_so_far(clock, configs, capsys
         progress.starts(index, len(configs), len(configs) - index + 1, config)
         clock[0] += 5
         if index == 2:
-            progress.probes(probe)
+            progress.probes(PROBE)
         clock[0] += 5
         progress.ends(config, record, note)
     said = capsys.readouterr()
@@ -202,14 +202,6 @@ def test_progress_tells_the_time_left_and_the_best_so_far(clock, configs, capsys
 
 
 def test_what_is_waited_for_does_not_count_as_a_settings_time(clock, configs, capsys):
-    probe = Probe(
-        purpose=Purpose.TIMING,
-        micro_batch_size=4,
-        high=2,
-        high_steps=6,
-        compile=False,
-        deadline_seconds=9.0,
-    )
     progress = Progress()
     # Before the first setting, to see that the GPUs are free.
     progress.waits("another measurement")
@@ -218,7 +210,7 @@ def test_what_is_waited_for_does_not_count_as_a_settings_time(clock, configs, ca
     clock[0] += 1
     progress.waits("another measurement is using a GPU: waiting for its end")
     clock[0] += 1000
-    progress.probes(probe)
+    progress.probes(dataclasses.replace(PROBE, compile=False))
     clock[0] += 9
     progress.ends(configs[0], record_of(step=3.0), "")
     progress.starts(2, 2, 1, configs[1])

@@ -149,8 +149,7 @@ def session(fault, temporary, altered_session, tiny_config):
 def test_the_outcome_is_told_apart_with_the_cause_of_the_rank_that_failed(fault, session):
     assert not session.end.finished
     [result] = session.end.results
-    marks = [float(path.read_text()) for path in session.directory.glob("rank*.fault")]
-    note(fault, result, session.ended_at - max(marks) if marks else None)
+    note(fault, result, session.ended_at - max(session.struck_at) if session.struck_at else None)
     assert result.outcome is fault.outcome
     assert result.cause.startswith(fault.cause)
     assert result.probe.micro_batch_size == 1
@@ -160,11 +159,10 @@ def test_the_outcome_is_told_apart_with_the_cause_of_the_rank_that_failed(fault,
 
 
 def test_it_is_over_before_the_collectives_of_the_others_are(fault, session):
-    marks = [float(path.read_text()) for path in session.directory.glob("rank*.fault")]
     # torch.distributed would wait for half an hour.
     limit = fault.effort.timing_deadline_seconds if fault.outcome is Outcome.HUNG else 0.0
-    assert all(session.ended_at - mark < limit + 15.0 for mark in marks)
-    assert marks or fault.name == "hangs_while_loading"
+    assert all(session.ended_at - mark < limit + 15.0 for mark in session.struck_at)
+    assert session.struck_at or fault.name == "hangs_while_loading"
 
 
 def test_no_process_is_left(session, living_in_group):

@@ -113,8 +113,7 @@ def test_a_fault_is_told_apart_and_the_gpus_are_free_again(fault, configs, launc
         pytest.skip(f"needs {fault.gpus} GPUs, and {torch.cuda.device_count()} are here")
     config = configs[fault]
     session = see_out(launches(fault), config, fault.effort)
-    marks = [float(path.read_text()) for path in session.directory.glob("rank*.fault")]
-    seconds = session.ended_at - max(marks)
+    seconds = session.ended_at - max(session.struck_at)
     [result] = session.end.results
     note(fault, result, seconds)
     assert result.outcome is fault.outcome, result.cause
