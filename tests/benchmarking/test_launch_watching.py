@@ -171,6 +171,37 @@ def test_memory_that_ran_out_comes_before_the_crash_that_it_led_to(play, monkeyp
     assert (result.outcome, result.cause) == (Outcome.OUT_OF_MEMORY, "OutOfMemoryError")
 
 
+def test_a_killed_rank_that_takes_its_time_to_be_gone_is_named(play, tmp_path):
+    # With a GPU to let go of, it is there for longer than its connections.
+    end = play(
+        """
+        import subprocess
+        dying = subprocess.Popen(["sleep", "1.5"])
+        (folder / "rank0.pid").write_text(str(os.getpid()))
+        (folder / "rank1.pid").write_text(str(dying.pid))
+        fail(0, "crashed", "RuntimeError: [pair.cc:547] Connection closed by peer [127.0.0.1]", 1.0)
+        dying.wait()
+        time.sleep(60)
+        """
+    )
+    [result] = end.results
+    assert result.outcome is Outcome.CRASHED
+    assert result.cause == "rank1 was killed, perhaps by the host for want of memory"
+    assert result.log == str(tmp_path / "rank1.log")
+
+
+def test_a_connection_that_both_ranks_lost_is_the_cause(play):
+    end = play(
+        """
+        for rank in range(2):
+            (folder / f"rank{rank}.pid").write_text(str(os.getpid()))
+            fail(rank, "crashed", f"Connection reset by peer of rank{rank}", 1.0 + rank)
+        time.sleep(60)
+        """
+    )
+    assert [result.cause for result in end.results] == ["Connection reset by peer of rank0"]
+
+
 @pytest.mark.parametrize(
     ("compiles", "outcome"), [(True, Outcome.COMPILE_FAILED), (False, Outcome.CRASHED)]
 )

@@ -53,6 +53,8 @@ def out_of_memory_in(place: str, ranks: str = "1", method: Method = PLAIN) -> Gp
 
 FAULTS = [
     GpuFault(name="fills_the_gpu", outcome=Outcome.OUT_OF_MEMORY, cause=MEMORY),
+    GpuFault(name="starves_cublas", outcome=Outcome.OUT_OF_MEMORY, cause=""),
+    GpuFault(name="starves_nccl", outcome=Outcome.OUT_OF_MEMORY, cause="", ranks="1", gpus=2),
     GpuFault(name="pins_too_much", outcome=Outcome.HOST_OUT_OF_MEMORY, cause="pinned memory: "),
     GpuFault(name="trips_an_assertion_on_the_gpu", outcome=Outcome.CRASHED, cause=""),
     GpuFault(name="dies_in_training", outcome=Outcome.CRASHED, cause="rank0 was killed"),
@@ -113,12 +115,13 @@ def test_a_fault_is_told_apart_and_the_gpus_are_free_again(fault, configs, launc
         pytest.skip(f"needs {fault.gpus} GPUs, and {torch.cuda.device_count()} are here")
     config = configs[fault]
     session = see_out(launches(fault), config, fault.effort)
-    seconds = session.ended_at - max(session.struck_at)
     [result] = session.end.results
+    assert session.struck_at, f"it ended before the fault: {result.cause}"
+    seconds = session.ended_at - max(session.struck_at)
     note(fault, result, seconds)
     assert result.outcome is fault.outcome, result.cause
     assert result.cause.startswith(fault.cause)
-    if fault.outcome is Outcome.OUT_OF_MEMORY:
+    if fault.cause == MEMORY:
         assert result.requested_bytes == 2**45
         assert result.free_bytes is not None
         assert 0 < result.free_bytes < 2**45

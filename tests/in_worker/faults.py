@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch._inductor.compile_fx
@@ -137,6 +138,24 @@ def fills_the_gpu(worker) -> None:
     in_forward(worker, _run_out_of_memory)
 
 
+def starves_cublas(worker) -> None:
+    """Leave nothing for the handle and the workspace that a thread's first product makes."""
+    in_forward(worker, _multiply_in_a_full_gpu)
+
+
+def starves_nccl(worker) -> None:
+    """Leave nothing for the buffers of another communicator."""
+
+    def communicate():
+        one = torch.ones(1, device="cuda")
+        held = _fill_the_gpu() if is_faulty() else []
+        dist.all_reduce(one, group=dist.new_group())
+        torch.cuda.synchronize()
+        raise AssertionError(f"NCCL found room beside {len(held)} tensors")
+
+    in_forward(worker, communicate)
+
+
 def pins_too_much(worker) -> None:
     in_forward(worker, lambda: torch.empty(2**45, dtype=torch.uint8, pin_memory=True))
 
@@ -209,6 +228,25 @@ def _run_out_of_memory():
     if torch.cuda.is_available():
         torch.empty(2**45, dtype=torch.uint8, device="cuda")
     raise torch.OutOfMemoryError(DEVICE)
+
+
+def _fill_the_gpu() -> list[torch.Tensor]:
+    """Allocate until not even 2 MiB are left."""
+    held, size = [], torch.cuda.mem_get_info()[0]
+    while size >= 2**21:
+        try:
+            held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+        except torch.OutOfMemoryError:
+            size //= 2
+    return held
+
+
+def _multiply_in_a_full_gpu():
+    matrix = torch.ones(64, 64, device="cuda", dtype=torch.float16)
+    held = _fill_the_gpu()
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(torch.mm, matrix, matrix).result()
+    raise AssertionError(f"cuBLAS found room beside {len(held)} tensors")
 
 
 def _raise(error: Exception | None = None):

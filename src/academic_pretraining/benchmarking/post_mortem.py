@@ -15,6 +15,10 @@ from academic_pretraining.gpus import Hardware
 
 # How long the other ranks get to leave a cause that is older than the first one found.
 _GRACE_SECONDS = 0.5
+# The driver takes a few seconds to let go of a killed process, whose connections are gone at once.
+_DEATH_SECONDS = 10.0
+# What gloo, NCCL and the store say when the process at the other end is no more.
+_MISSES_ANOTHER = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 
 
 def first_failure(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
@@ -35,7 +39,20 @@ def first_failure(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
         raise HardwareMismatchError(mismatch)
     if killed and not memory:
         return killed
-    return min(memory or failures, key=lambda failure: failure["time"])
+    first = min(memory or failures, key=lambda failure: failure["time"])
+    if any(words in first["cause"] for words in _MISSES_ANOTHER):
+        return _death(directory, hardware) or first
+    return first
+
+
+def _death(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
+    """Wait for the rank that another one misses to be gone."""
+    until = time.monotonic() + _DEATH_SECONDS
+    while not (killed := _killed(directory, hardware)) and time.monotonic() < until:
+        if len(list(directory.glob("rank*.failure.json"))) == hardware.world_size:
+            return None
+        time.sleep(0.1)
+    return killed
 
 
 def _killed(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
