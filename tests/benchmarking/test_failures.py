@@ -5,6 +5,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from academic_pretraining.benchmarking.failures import classify
 from academic_pretraining.benchmarking.probes import Outcome
@@ -31,6 +32,18 @@ OTHERS = [
     "(run with NCCL_DEBUG=INFO for details), NCCL version 2.27.5\nncclUnhandledCudaError: Call to "
     "CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'",
 ]
+
+
+# As two H100s said it, with torch 2.11.0 and memory for no other communicator.
+NCCL = (
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:93, unhandled cuda error "
+    "(run with NCCL_DEBUG=INFO for details), NCCL version 2.28.9\nncclUnhandledCudaError: Call to "
+    "CUDA function failed.\nLast error:\nFailed to CUDA calloc async 8 bytes"
+)
+
+
+def raise_(error: BaseException):
+    raise error
 
 
 def raised(error: BaseException, *, while_handling: BaseException, cause: bool) -> BaseException:
@@ -78,6 +91,24 @@ def test_allocations_of_the_libraries_count_as_well(text):
     assert failure.outcome is Outcome.OUT_OF_MEMORY
     assert (failure.requested_bytes, failure.free_bytes) == (None, None)
     assert "\n" not in failure.cause
+
+
+@pytest.mark.parametrize(
+    ("memory", "outcome"),
+    [
+        (lambda: (2 * MIB, 80 * GIB), Outcome.OUT_OF_MEMORY),
+        (lambda: None, Outcome.OUT_OF_MEMORY),
+        (lambda: (60 * GIB, 80 * GIB), Outcome.CRASHED),
+        # After an assertion on the device, say, it answers nothing any more.
+        (lambda: raise_(RuntimeError("device-side assert")), Outcome.CRASHED),
+    ],
+    ids=["full", "unknown", "empty", "broken"],
+)
+def test_nccl_lacks_memory_only_where_the_device_does(memory, outcome):
+    failure = classify(dist.DistBackendError(NCCL), device_memory=memory)
+    assert failure.outcome is outcome
+    assert failure.cause.endswith("Last error: Failed to CUDA calloc async 8 bytes")
+    assert failure.requested_bytes == (8 if outcome is Outcome.OUT_OF_MEMORY else None)
 
 
 @pytest.mark.parametrize("cause", [True, False], ids=["from", "while handling"])

@@ -32,7 +32,7 @@ DEVICE = (
     "of which 1.50 GiB is free."
 )
 CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
-NCCL = "NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"
+NCCL = "NCCL error: unhandled cuda error\nLast error:\nFailed to CUDA calloc async 8 bytes"
 NCCL_NETWORK = "NCCL error: remote process exited or there was a network error"
 
 

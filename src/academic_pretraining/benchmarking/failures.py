@@ -26,6 +26,8 @@ _OTHER_ALLOCATIONS = (
     "Cuda failure 2 'out of memory'",
     "Triton Error [CUDA]: out of memory",
 )
+# NCCL's last words (2.28), also where the device broke before and no allocation could succeed.
+_NCCL_ALLOCATION = re.compile(r"Failed to CUDA [cm]alloc(?: async)? (\d+) (bytes)")
 # What the host says of its own memory: PyTorch's allocator, Python, the operating system.
 _HOST_ALLOCATIONS = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -90,14 +92,12 @@ def classify(
                 requested_bytes=_bytes(_HOST_REQUESTED, str(link)),
             )
     for link in _chain(error):
-        text = str(link)
-        if isinstance(link, torch.OutOfMemoryError) or any(
-            allocation in text for allocation in _OTHER_ALLOCATIONS
-        ):
+        if _device_allocation(link, device_memory):
+            text = str(link)
             return Failure(
                 outcome=Outcome.OUT_OF_MEMORY,
                 cause=_one_line(link),
-                requested_bytes=_bytes(_REQUESTED, text),
+                requested_bytes=_bytes(_REQUESTED, text) or _bytes(_NCCL_ALLOCATION, text),
                 free_bytes=_bytes(_FREE, text),
             )
     if cause := _full_disk(error, folder):
@@ -115,6 +115,21 @@ def classify(
     # NCCL, CUDA and sockets raise these two; SystemExit is a death like that of a signal.
     transient = isinstance(error, RuntimeError | OSError | SystemExit)
     return Failure(outcome=Outcome.CRASHED, cause=_one_line(error), transient=transient)
+
+
+def _device_allocation(error: BaseException, device_memory: DeviceMemory) -> bool:
+    """Whether memory of the device ran out."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or any(a in text for a in _OTHER_ALLOCATIONS):
+        return True
+    if not _NCCL_ALLOCATION.search(text):
+        return False
+    try:
+        memory = device_memory()
+    except Exception:
+        # The device is broken.
+        return False
+    return memory is None or memory[0] <= _PLENTY * memory[1]
 
 
 def _host_allocation(error: BaseException, device_memory: DeviceMemory) -> str:
