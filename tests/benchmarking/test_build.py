@@ -236,6 +236,7 @@ def test_mamba_is_initialised_under_zero_3(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_without_help_transformers_cannot_initialise_mamba_under_zero_3(tmp_path):
     # When this fails, transformers can: take `_whole_mixers` out of build.py.
     built = build_in_shards(tmp_path, "unhelped")

@@ -27,7 +27,9 @@ def test_every_parameter_is_seen_to_move_on_one_of_the_ranks(recorded, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", [Sharding.ZERO_2, Sharding.ZERO_3])
+@pytest.mark.parametrize(
+    "sharding", [pytest.param(Sharding.ZERO_2, marks=pytest.mark.thorough), Sharding.ZERO_3]
+)
 def test_a_setting_that_does_not_train_a_layer_is_refused(altered_session, tiny_config, sharding):
     config = tiny_config(Method(sharding=sharding))
     [result] = altered_session("alterations.cuts_off_a_layer", config).end.results

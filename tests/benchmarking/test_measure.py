@@ -127,6 +127,7 @@ def test_a_real_measurement(tiny_config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_memory_that_really_runs_out_is_a_result(tiny_config, tmp_path, monkeypatch, alter):
     alter(monkeypatch, "faults.runs_out_of_memory")
     monkeypatch.setenv("FAULTY_RANKS", "1")

@@ -5,6 +5,7 @@ two GPUs.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from contract.mathematics import (
@@ -53,10 +54,25 @@ IN_BF16 = [
 ]
 
 
+def is_thorough(case: Case) -> bool:
+    """Whether others check the same: one like it is compiled, or another model checkpointed."""
+    sharding = case.method.sharding
+    if case.method.free_lunch:
+        return sharding in (Sharding.ZERO_1, Sharding.ZERO_3)
+    repeated = case.method.activation_checkpointing and case.model != "pythia-160m"
+    return repeated and sharding not in (Sharding.NONE, Sharding.FSDP_FULL_SHARD)
+
+
 @pytest.fixture(scope="module")
-def in_fp32(tmp_path_factory) -> Path:
+def in_fp32(request, tmp_path_factory) -> Path:
+    """Train the cases that tests ask for, and those that they are compared with."""
+    needed: set[Case] = set()
+    for item in request.session.items:
+        if isinstance(item, pytest.Function) and "in_fp32" in item.fixturenames:
+            case: Any = item.callspec.params["pair"]
+            needed |= {case, case.plain}
     folder = tmp_path_factory.mktemp("mathematics")
-    write_cases(folder, IN_FP32, "cpu")
+    write_cases(folder, [case for case in IN_FP32 if case in needed], "cpu")
     run_ranks("compute.py", folder)
     return folder
 
@@ -69,7 +85,14 @@ def in_bf16(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(params=[c for c in IN_FP32 if c != c.start], ids=lambda case: case.name)
+@pytest.fixture(
+    params=[
+        pytest.param(case, marks=[pytest.mark.thorough] * is_thorough(case))
+        for case in IN_FP32
+        if case != case.start
+    ],
+    ids=lambda case: case.name,
+)
 def pair(request, in_fp32) -> tuple[Computed, Computed]:
     """What a case computed, and what plain data parallelism did."""
     return read(in_fp32, request.param), read(in_fp32, request.param.plain)

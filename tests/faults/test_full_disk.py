@@ -100,6 +100,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_checkpoint_that_fills_a_real_disk(
     small_disk, alter, monkeypatch, tiny_config, living_in_group
 ):
@@ -119,6 +120,7 @@ def test_a_checkpoint_that_fills_a_real_disk(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_disk_that_fills_under_the_log_costs_the_setting_its_result(
     tmp_path, alter, monkeypatch, tiny_config
 ):

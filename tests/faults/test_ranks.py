@@ -32,9 +32,10 @@ CACHE = f"torchinductor_{getpass.getuser()}"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoggedFault(Fault):
-    """A fault, and what the log of a faulty rank must hold."""
+    """A fault, what the log of a faulty rank must hold, and whether another one is like it."""
 
     logged: str = "Traceback"
+    thorough: bool = False
 
 
 FAULTS = [
@@ -75,12 +76,14 @@ FAULTS = [
         cause="no answer within 8 s",
         logged="faults.py",
         effort=HASTY,
+        thorough=True,
     ),
     LoggedFault(name="runs_out_of_memory", outcome=Outcome.OUT_OF_MEMORY, cause=MEMORY),
     LoggedFault(
         name="lacks_memory_for_cublas",
         outcome=Outcome.OUT_OF_MEMORY,
         cause="RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED",
+        thorough=True,
     ),
     LoggedFault(
         name="lacks_memory_for_nccl",
@@ -91,6 +94,7 @@ FAULTS = [
         name="loses_nccl",
         outcome=Outcome.CRASHED,
         cause="RuntimeError: NCCL error: remote process exited",
+        thorough=True,
     ),
     LoggedFault(
         name="runs_out_of_host_memory",
@@ -105,16 +109,17 @@ FAULTS = [
             cause=MEMORY,
             ranks=ranks,
             method=method,
+            thorough=thorough,
         )
-        for place, ranks, method in (
-            ("forward", "1", PLAIN),
-            ("backward", "1", PLAIN),
-            ("the_optimizer", "1", SHARDED),
-            ("forward", "0,1", SHARDED),
+        for place, ranks, method, thorough in (
+            ("forward", "1", PLAIN, False),
+            ("backward", "1", PLAIN, True),
+            ("the_optimizer", "1", SHARDED, False),
+            ("forward", "0,1", SHARDED, True),
             # Where the others wait for this rank's part.
-            ("all_reduce", "1", PLAIN),
-            ("all_gather", "1", SHARDED),
-            ("reduce_scatter", "0", SHARDED),
+            ("all_reduce", "1", PLAIN, False),
+            ("all_gather", "1", SHARDED, True),
+            ("reduce_scatter", "0", SHARDED, False),
         )
     ),
     LoggedFault(
@@ -127,7 +132,11 @@ FAULTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=FAULTS, ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(f, marks=[pytest.mark.thorough] * f.thorough) for f in FAULTS],
+    ids=str,
+)
 def fault(request) -> LoggedFault:
     return request.param
 

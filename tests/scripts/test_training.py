@@ -74,10 +74,15 @@ def test_a_field_that_training_arguments_lack_is_named(cli):
     ("fields", "name"),
     [
         ({"seed": "many"}, "seed"),
-        ({"learning_rate": None}, "learning_rate"),
-        ({"learning_rate": "1e-3"}, "learning_rate"),
-        ({"per_device_train_batch_size": [8]}, "per_device_train_batch_size"),
-        ({"max_steps": True}, "max_steps"),
+        *(
+            pytest.param({name: value}, name, marks=pytest.mark.thorough)
+            for name, value in (
+                ("learning_rate", None),
+                ("learning_rate", "1e-3"),
+                ("per_device_train_batch_size", [8]),
+                ("max_steps", True),
+            )
+        ),
     ],
     ids=str,
 )
