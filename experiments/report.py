@@ -10,6 +10,7 @@ from rich.table import Table
 
 from academic_pretraining.analytic import hardware_flops
 from academic_pretraining.config import TrainingConfig
+from academic_pretraining.cores import crowd
 from academic_pretraining.methods import Method
 from academic_pretraining.results import method_of
 
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
     import polars as pl
 
     from academic_pretraining.benchmarking.probes import Probe
-
-# Of the host's cores. With half of them busy, a micro-batch took 16 ms to be collated by a thread
-# on each core, in place of half a millisecond (artifacts/README.md).
-_CROWDED_SHARE = 0.2
 
 
 def results_table(rows: "pl.DataFrame") -> Table:
@@ -99,17 +96,6 @@ def detail_table(rows: "pl.DataFrame") -> Table:
             _percent(row["other_cpu_share"]),
         )
     return table
-
-
-def _crowd(best: Mapping[str, Any]) -> str:
-    """Warn of a measurement that others may have slowed."""
-    share = best.get("other_cpu_share") or 0.0
-    if share < _CROWDED_SHARE:
-        return ""
-    return (
-        f"; others kept {share:.0%} of the host's cores busy meanwhile, which slows data loading "
-        "and offloading"
-    )
 
 
 def days(row: dict[str, Any]) -> str:
@@ -206,7 +192,9 @@ class Progress:
             self._say(elapsed, "out of memory")
             return
         plan = f"{best['micro_batch_size']} x {best['gradient_accumulation_steps']}"
-        self._say(elapsed, f"{seconds(best['step_seconds'])} a step at {plan}{_crowd(best)}")
+        said = [f"{seconds(best['step_seconds'])} a step at {plan}"]
+        said += filter(None, [crowd(best.get("other_cpu_share"))])
+        self._say(elapsed, "; ".join(said))
         self._offer(best["step_seconds"], config)
 
     def _goes_on(self) -> None:

@@ -258,6 +258,7 @@ def train(
     from academic_pretraining.benchmarking.arguments import build
     from academic_pretraining.benchmarking.build import build_model_for
     from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
+    from academic_pretraining.benchmarking.host import HostWatch
     from academic_pretraining.benchmarking.timing import StepTimer
 
     class StopEarly(TrainerCallback):
@@ -279,7 +280,8 @@ def train(
     predicted = setting.get("prediction")
     how = {"units_per_step": examples * recipe.units_per_example, "unit": recipe.unit}
     timer = StepTimer(cuda=not arguments.use_cpu)
-    callbacks = [timer, comparison.SaysSpeed(timer, predicted, **how), StopEarly()]
+    host = HostWatch(timer.warm_up_steps)
+    callbacks = [timer, comparison.SaysSpeed(timer, predicted, **how), StopEarly(), host]
     if stop_within_seconds is not None:
         callbacks[1] = comparison.StopsWhenKnown(timer, limit_seconds=stop_within_seconds)
     trainer = Trainer(
@@ -289,7 +291,8 @@ def train(
         callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=resume)
-    return comparison.speed_report(timer, predicted, **how)
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    return comparison.speed_report(timer, predicted, **how, host=host, ranks_per_node=here)
 
 
 if __name__ == "__main__":

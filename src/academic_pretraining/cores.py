@@ -8,6 +8,9 @@ from academic_pretraining.gpus import ask_nvidia_smi
 
 # torch/_inductor/config.py, of its own default.
 _MOST_COMPILE_THREADS = 32
+# Of the host's cores. With half of them busy, a micro-batch took 16 ms to be collated by a thread
+# on each core, in place of half a millisecond (artifacts/README.md).
+_CROWDED_SHARE = 0.2
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
 
@@ -62,6 +65,20 @@ def cores_of_a_worker(workers: int, *, cpu: bool) -> int:
         gpus = len(list(ask_nvidia_smi("gpu", "uuid")))
         cores = min(cores, (os.cpu_count() or 1) // max(gpus, workers))
     return max(1, cores)
+
+
+def crowd(other_cpu_share: float | None) -> str:
+    """Warn of figures that other processes may have changed; nothing where they were few.
+
+    Args:
+        other_cpu_share: of the host's cores, what others kept busy meanwhile; `None` if unknown.
+    """
+    if other_cpu_share is None or other_cpu_share < _CROWDED_SHARE:
+        return ""
+    return (
+        f"others kept {other_cpu_share:.0%} of the host's cores busy meanwhile, which slows data "
+        "loading and offloading"
+    )
 
 
 def thread_variables(workers: int, *, cpu: bool, environment: Mapping[str, str]) -> dict[str, str]:

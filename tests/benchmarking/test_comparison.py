@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState
 
+from academic_pretraining.benchmarking import host
 from academic_pretraining.benchmarking.comparison import (
     SaysSpeed,
     StopsWhenKnown,
@@ -19,6 +20,7 @@ from academic_pretraining.benchmarking.comparison import (
     speed_report,
     write_speed,
 )
+from academic_pretraining.benchmarking.host import HostUse, HostWatch
 from academic_pretraining.benchmarking.probes import StepSample
 from academic_pretraining.benchmarking.timing import StepTimer
 
@@ -60,7 +62,21 @@ def test_a_report_in_full():
         "mfu": pytest.approx(0.25 * 2.2 / 3),
         "peak_bytes": None,
         "predicted": PREDICTED,
+        "other_cpu_share": None,
     }
+
+
+@pytest.mark.parametrize(("busy", "lines"), [(1.0, 0), (4.0, 1)])
+def test_who_else_used_the_host_is_told_where_it_was_much(monkeypatch, busy, lines):
+    monkeypatch.setattr(host, "allowed_cores", lambda: set(range(4)))
+    monkeypatch.setattr(host, "usable_cores", lambda: 4)
+    watch = HostWatch(2)
+    watch.use = HostUse(own_seconds=10.0, busy_seconds=10.0 * busy, wall_seconds=10.0)
+    report = speed_report(Timer(1.0, 2.0), PREDICTED, **TOKENS, host=watch)
+    assert report["other_cpu_share"] == (busy - 1) / 4
+    said = [line for line in comparison_text(report).splitlines() if "others" in line]
+    assert len(said) == lines
+    assert all(line.startswith("others kept 75% of the host's cores busy") for line in said)
 
 
 def test_overflows_are_left_out():

@@ -158,11 +158,13 @@ def test_a_training_tells_its_speed(exported):
     assert list(speed) == [
         *("steps", "step_seconds", "step_standard_error_seconds", "samples", "unit"),
         *("units_per_second", "mfu", "peak_bytes", "predicted", "finished_at"),
+        "other_cpu_share",
     ]
     # The first two are warm-up.
     assert speed["steps"] == len(speed["samples"]) == 1
     assert speed["step_seconds"] == speed["samples"][0] > 0
     assert speed["peak_bytes"] is None
+    assert speed["other_cpu_share"] is None or 0 <= speed["other_cpu_share"] <= 1
     # What was predicted is not for arguments that were edited.
     assert speed["predicted"] is None
     assert {path.name for path in (cli.folder / "run").iterdir()} == {"logs", "speed.json"}

@@ -11,13 +11,21 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from academic_pretraining.benchmarking.host import HostWatch, other_cpu_share
 from academic_pretraining.benchmarking.probes import StepSample
 from academic_pretraining.benchmarking.ranks import gather
 from academic_pretraining.benchmarking.timing import StepTimer
+from academic_pretraining.cores import crowd
 
 
 def speed_report(
-    timer: StepTimer, predicted: dict[str, Any] | None, *, units_per_step: int, unit: str
+    timer: StepTimer,
+    predicted: dict[str, Any] | None,
+    *,
+    units_per_step: int,
+    unit: str,
+    host: HostWatch | None = None,
+    ranks_per_node: int = 1,
 ) -> dict[str, Any]:
     """Gather what a training did, over all ranks; every rank must call it.
 
@@ -26,14 +34,20 @@ def speed_report(
         predicted: `step_seconds`, `peak_bytes` and `mfu`, where they are known.
         units_per_step: tokens or images in one optimizer step over all ranks.
         unit: `tokens` or `images`.
+        host: of this rank.
+        ranks_per_node: how many share a host.
 
     Returns:
         steps, their mean `step_seconds`, its `step_standard_error_seconds` and the `samples`
         behind it at the slowest rank (warm-up and fp16 overflows left out), `units_per_second`,
-        `mfu` where one was predicted, `peak_bytes` of the fullest GPU (`None` on a CPU), and the
-        prediction; all times are `None` where no step was timed.
+        `mfu` where one was predicted, `peak_bytes` of the fullest GPU (`None` on a CPU), the
+        prediction, and `other_cpu_share`, as in a measurement; all times are `None` where no step
+        was timed.
     """
-    return _report(gather(_own(timer)), predicted, units_per_step, unit)
+    everyone = gather((_own(timer), host.use if host else None))
+    report = _report([own for own, _ in everyone], predicted, units_per_step, unit)
+    others = other_cpu_share([use for _, use in everyone], ranks_per_node)
+    return report | {"other_cpu_share": others}
 
 
 def _own(timer: StepTimer) -> tuple[list[StepSample], int | None]:
@@ -127,6 +141,7 @@ def comparison_text(report: dict[str, Any]) -> str:
     for row in rows:
         cells = [f"{cell:>{w}}" for cell, w in zip(row[1:columns], widths[1:], strict=True)]
         lines.append("  ".join([f"{row[0]:<{widths[0]}}", *cells]))
+    lines += filter(None, [crowd(report.get("other_cpu_share"))])
     return "\n".join(lines)
 
 
