@@ -46,8 +46,8 @@ def first_failure(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
 
 
 def _death(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
-    """Wait for the rank that another one misses to be gone."""
-    until = time.monotonic() + _DEATH_SECONDS
+    """Wait for the rank that another one misses to be gone; on other nodes nobody sees it."""
+    until = time.monotonic() + (_DEATH_SECONDS if hardware.num_nodes == 1 else 0.0)
     while not (killed := _killed(directory, hardware)) and time.monotonic() < until:
         if len(list(directory.glob("rank*.failure.json"))) == hardware.world_size:
             return None
