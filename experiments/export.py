@@ -13,7 +13,7 @@ from academic_pretraining.config import BatchPlan, TrainingConfig, config_to_dic
 from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.models import MODELS
-from academic_pretraining.records import is_current
+from academic_pretraining.records import is_current, libraries_of
 from academic_pretraining.training_arguments import to_json, training_arguments_fields
 from experiments.strict_json import loads
 
@@ -100,9 +100,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def prediction(
     records: Iterable[dict[str, Any]], config: TrainingConfig, plan: BatchPlan
 ) -> dict[str, Any] | None:
-    """Find the newest measurement of exactly this setting and plan; `None` if there is none.
+    """Find the best measurement of exactly this setting and plan; `None` if there is none.
 
-    Where the newest one saw the compilation fail, an older compiled timing does not count.
+    Where the best one of the setting saw the compilation fail, a compiled timing of another one
+    does not count.
     """
     records = _measured(records, config)
     failed = compilation_failed(records, config)
@@ -118,22 +119,37 @@ def prediction(
 
 
 def compilation_failed(records: Iterable[dict[str, Any]], config: TrainingConfig) -> bool:
-    """Whether the newest measurement of this setting saw its compilation fail."""
-    newest = next(iter(_measured(records, config)), None)
-    return newest is not None and newest["measurement"]["compile"] == "failed"
+    """Whether the best measurement of this setting saw its compilation fail."""
+    best = next(iter(_measured(records, config)), None)
+    return best is not None and best["measurement"]["compile"] == "failed"
 
 
 def _measured(records: Iterable[dict[str, Any]], config: TrainingConfig) -> list[dict[str, Any]]:
-    """Choose the records of a setting, the newest first."""
+    """Choose the records of a setting, in the order of `results.frame`, the best first.
+
+    Those of other library versions than the newest result for the same model and hardware are left
+    out: they predict nothing any more.
+    """
     wanted = config_to_dict(config)
-    found = [
+    around = [
         record
         for record in records
-        if all(record["config"][part] == wanted[part] for part in ("hardware", "method"))
+        if record["config"]["hardware"] == wanted["hardware"]
         and record["config"]["recipe"]["name"] == config.recipe.name
-        and is_current(record["config"]["recipe"])
     ]
-    return sorted(found, key=lambda record: record["measured_at"], reverse=True)
+    libraries = libraries_of(max(around, key=_age)) if around else ""
+    found = [
+        record
+        for record in around
+        if record["config"]["method"] == wanted["method"]
+        and is_current(record["config"]["recipe"])
+        and libraries_of(record) == libraries
+    ]
+    return sorted(found, key=lambda record: (not record.get("limits"), _age(record)), reverse=True)
+
+
+def _age(record: dict[str, Any]) -> float:
+    return record["measured_at"]
 
 
 def export(

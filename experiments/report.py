@@ -189,7 +189,8 @@ class Progress:
             return
         best = record["measurement"]["best"]
         if best is None:
-            self._say(elapsed, "out of memory")
+            cause = record["measurement"].get("out_of_memory_cause")
+            self._say(elapsed, ": ".join(filter(None, ["out of memory", cause])))
             return
         plan = f"{best['micro_batch_size']} x {best['gradient_accumulation_steps']}"
         said = [f"{seconds(best['step_seconds'])} a step at {plan}"]

@@ -56,6 +56,11 @@ def read_records(workspace: Path) -> tuple[list[dict[str, Any]], list[Unreadable
     records: list[dict[str, Any]] = []
     unreadable: list[Unreadable] = []
     for folder in folders:
+        if not (folder / METADATA).exists():
+            # Perhaps it is just being written; else its process was killed, or somebody took it.
+            reason = f"{METADATA} is missing beside it: it is measured again"
+            unreadable.append(Unreadable(path=folder / DATA, reason=reason))
+            continue
         try:
             records.append(read_record(folder / DATA))
         except (OSError, ValueError, AcademicPretrainingError) as error:
@@ -75,7 +80,8 @@ def _step_folders(workspace: Path) -> Iterator[Path]:
     cache = workspace / "cache"
     if cache.is_dir():
         for folder in sorted(cache.iterdir()):
-            if folder.name.startswith(_STEP_PREFIX) and (folder / METADATA).exists():
+            begun = any((folder / name).exists() for name in (METADATA, DATA))
+            if folder.name.startswith(_STEP_PREFIX) and begun:
                 yield folder
 
 

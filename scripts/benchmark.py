@@ -9,6 +9,7 @@ from typing import Any, Literal
 from _cli import GpuName, ModelName, hardware_from, results, run, workspace_dir
 
 from academic_pretraining.benchmarking.effort import QUICK, Effort
+from academic_pretraining.benchmarking.scratch import any_begun
 from academic_pretraining.config import TrainingConfig, grid, why_tolerance_invalid
 from academic_pretraining.cores import usable_cores
 from academic_pretraining.errors import InvalidConfigError
@@ -139,8 +140,10 @@ def _run(
     )
     if incomplete(configs, workspace_dir(), limits):
         check_hardware(hardware, os.environ)
-        # Refuses at once what would otherwise be refused setting by setting.
-        with alone():
+        # Refuses at once what would otherwise be refused setting by setting; where a script was
+        # killed, its own processes are given the time to end.
+        begun = any_begun(workspace_dir() / "sessions")
+        with alone(patience_seconds=20.0 if begun else 0.0):
             pass
     from experiments.sweep import sweep
 

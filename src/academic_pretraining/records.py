@@ -83,6 +83,7 @@ class Measurement:
         compile_error: why it failed.
         out_of_memory_micro_batch_size: the last one that did not fit.
         out_of_memory_requested_bytes, out_of_memory_free_bytes: of the allocation that failed.
+        out_of_memory_cause: what PyTorch, cuBLAS, NCCL or the driver said of it.
         kernels: the model's own kernels in force.
         model_flops_per_example: one forward and backward pass.
         ceiling_flops: what matrix products alone reached on the slowest device, FLOP/s.
@@ -120,6 +121,7 @@ class Measurement:
     save_peak_bytes: int | None = None
     save_error: str = ""
     communication_error: str = ""
+    out_of_memory_cause: str = ""
 
 
 def to_record(
@@ -212,14 +214,16 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "device_name": measured["device_name"],
         "wall_seconds": measured["seconds"]["all"],
         "torch": record["versions"].get("torch"),
-        "libraries": _libraries(record["versions"]),
+        "libraries": libraries_of(record),
         "measured_at": record["measured_at"],
         "current_recipe": is_current(recipe),
         "unlimited": not record.get("limits"),
     }
 
 
-def _libraries(versions: dict[str, str]) -> str:
+def libraries_of(record: dict[str, Any]) -> str:
+    """Write the versions of `LIBRARIES` that a record was made with."""
+    versions = record["versions"]
     return ", ".join(f"{name} {versions[name]}" for name in LIBRARIES if name in versions)
 
 

@@ -21,8 +21,10 @@ def test_the_fastest_timing_is_the_best(play):
 
 
 def test_nothing_that_fits_is_a_result_too(play):
-    memory = a_result(1, Outcome.OUT_OF_MEMORY, requested_bytes=10, free_bytes=3)
+    cause = "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED"
+    memory = a_result(1, Outcome.OUT_OF_MEMORY, requested_bytes=10, free_bytes=3, cause=cause)
     found = play([memory], [memory], [])
+    assert found.out_of_memory_cause == cause
     assert (found.outcome, found.best, found.timings) == ("out of memory", None, ())
     assert found.out_of_memory_micro_batch_size == 1
     assert found.compile == "off"

@@ -26,6 +26,8 @@ OTHERS = [
     "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other "
     "API call, so the stacktrace below might be incorrect.\nFor debugging consider passing "
     "CUDA_LAUNCH_BLOCKING=1",
+    # Around loading a compiled kernel.
+    "CUDA driver error: out of memory",
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
     "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error "
@@ -85,7 +87,7 @@ def test_a_size_that_cannot_be_read_is_left_open(size):
     assert failure.free_bytes == int(1.31 * GIB)
 
 
-@pytest.mark.parametrize("text", OTHERS, ids=["driver", "cuBLAS", "cuDNN", "NCCL"])
+@pytest.mark.parametrize("text", OTHERS, ids=["driver", "kernel", "cuBLAS", "cuDNN", "NCCL"])
 def test_allocations_of_the_libraries_count_as_well(text):
     failure = classify(RuntimeError(text))
     assert failure.outcome is Outcome.OUT_OF_MEMORY
@@ -104,11 +106,27 @@ def test_allocations_of_the_libraries_count_as_well(text):
     ],
     ids=["full", "unknown", "empty", "broken"],
 )
-def test_nccl_lacks_memory_only_where_the_device_does(memory, outcome):
-    failure = classify(dist.DistBackendError(NCCL), device_memory=memory)
+@pytest.mark.parametrize("text", [NCCL, *OTHERS[1:]])
+def test_libraries_lack_memory_only_where_the_device_does(memory, outcome, text):
+    failure = classify(dist.DistBackendError(text), device_memory=memory)
     assert failure.outcome is outcome
-    assert failure.cause.endswith("Last error: Failed to CUDA calloc async 8 bytes")
-    assert failure.requested_bytes == (8 if outcome is Outcome.OUT_OF_MEMORY else None)
+    assert "\n" not in failure.cause
+    if outcome is Outcome.OUT_OF_MEMORY:
+        assert failure.requested_bytes == (8 if text == NCCL else None)
+        known = memory()
+        assert failure.free_bytes == (known[0] if known else None)
+
+
+def test_shared_memory_of_the_host_is_no_full_disk():
+    # As NCCL 2.28 says it in src/misc/shmutils.cc.
+    failure = classify(
+        RuntimeError(
+            "Error while creating shared memory segment /dev/shm/nccl-Nx (size 33030532), error: "
+            "No space left on device (28)"
+        )
+    )
+    assert failure.outcome is Outcome.HOST_OUT_OF_MEMORY
+    assert failure.cause.startswith("shared memory of the host: RuntimeError: Error while creating")
 
 
 @pytest.mark.parametrize("cause", [True, False], ids=["from", "while handling"])

@@ -27,6 +27,7 @@ def tell(**event):
 def fail(rank, outcome, cause, when):
     failure = dict(outcome=outcome, cause=cause, time=when, log=f"rank{{rank}}.log")
     failure |= dict(requested_bytes=None, free_bytes=None, transient=True)
+    failure |= dict(misses_another="Connection" in cause)
     (folder / f"rank{{rank}}.partial").write_text(json.dumps(failure))
     (folder / f"rank{{rank}}.partial").rename(folder / f"rank{{rank}}.failure.json")
 
@@ -242,20 +243,29 @@ def test_silence_beyond_the_deadline_is_a_hang_and_ends_the_child(
     assert living_in_group(group) == []
 
 
+COMPILES = 'File "/site/torch/_dynamo/convert_frame.py", line 1 in __call__'
+RUNS = 'File "/site/torch/_dynamo/eval_frame.py", line 1 in compile_wrapper'
+
+
 @pytest.mark.parametrize(
-    ("compiled", "warm", "outcome"),
+    ("compiled", "warm", "stacks", "outcome"),
     [
-        (True, False, Outcome.COMPILE_FAILED),
-        (True, True, Outcome.HUNG),
-        (False, False, Outcome.HUNG),
+        (True, False, COMPILES, Outcome.COMPILE_FAILED),
+        # In a collective, say, or in loading data.
+        (True, False, RUNS, Outcome.HUNG),
+        (True, True, COMPILES, Outcome.HUNG),
+        (False, False, RUNS, Outcome.HUNG),
     ],
 )
-def test_silence_is_laid_to_the_compilation_only_until_the_first_step(
-    play, compiled, warm, outcome
+def test_silence_is_laid_to_the_compilation_where_a_rank_was_compiling(
+    play, compiled, warm, stacks, outcome
 ):
     end = play(
         f"""
         tell(kind="start", probe=PROBE)
+        earlier = "Timeout (0:00:01)!\\n" + {COMPILES!r} + "\\n"
+        (folder / "rank0.log").write_text(earlier + "Timeout (0:00:01)!\\n" + {RUNS!r})
+        (folder / "rank1.log").write_text(earlier + "Timeout (0:00:01)!\\n" + {stacks!r})
         if {warm}:
             tell(kind="warm")
         time.sleep(600)
@@ -263,6 +273,55 @@ def test_silence_is_laid_to_the_compilation_only_until_the_first_step(
         a_probe(deadline_seconds=1.0, compile=compiled),
     )
     assert [result.outcome for result in end.results] == [outcome]
+
+
+def test_a_killed_rank_that_nobody_misses_is_named(play, tmp_path):
+    # The launcher would kill the healthy one in the end.
+    end = play(
+        """
+        import subprocess
+        dead = subprocess.Popen(["true"])
+        dead.wait()
+        (folder / "rank0.pid").write_text(str(os.getpid()))
+        (folder / "rank1.pid").write_text(str(dead.pid))
+        time.sleep(60)
+        """
+    )
+    assert [result.cause for result in end.results] == [
+        "rank1 was killed, perhaps by the host for want of memory"
+    ]
+    assert end.results[0].log == str(tmp_path / "rank1.log")
+
+
+def test_a_rank_that_is_over_was_not_killed(play):
+    end = play(
+        """
+        import subprocess
+        dead = subprocess.Popen(["true"])
+        dead.wait()
+        (folder / "rank1.over").touch()
+        (folder / "rank1.pid").write_text(str(dead.pid))
+        time.sleep(1.0)
+        tell(kind="done")
+        """
+    )
+    assert end.finished
+    assert end.results == []
+
+
+def test_a_session_whose_folder_is_removed_is_over(play, tmp_path):
+    end = play(
+        """
+        import shutil
+        tell(kind="start", probe=PROBE)
+        time.sleep(0.5)
+        shutil.rmtree(folder)
+        time.sleep(60)
+        """
+    )
+    [result] = end.results
+    assert result.outcome is Outcome.CRASHED
+    assert result.cause == f"the session's folder {tmp_path} is gone"
 
 
 def test_each_probe_has_its_own_deadline(play):

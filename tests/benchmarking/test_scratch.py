@@ -8,7 +8,12 @@ import sys
 
 import pytest
 
-from academic_pretraining.benchmarking.scratch import keep, remove_abandoned, session_folder
+from academic_pretraining.benchmarking.scratch import (
+    any_begun,
+    keep,
+    remove_abandoned,
+    session_folder,
+)
 
 OTHER = """
 import sys
@@ -122,3 +127,13 @@ def test_other_folders_are_left_alone(tmp_path):
     assert remove_abandoned(tmp_path) == 0
     assert len(list(tmp_path.iterdir())) == 2
     assert remove_abandoned(tmp_path / "nowhere") == 0
+
+
+def test_a_killed_process_is_seen_to_have_begun(other, tmp_path):
+    assert any_begun(tmp_path)
+    other.kill()
+    other.wait()
+    assert any_begun(tmp_path)
+    remove_abandoned(tmp_path)
+    assert not any_begun(tmp_path)
+    assert not any_begun(tmp_path / "nowhere")

@@ -3,7 +3,8 @@ import dataclasses
 
 import pytest
 
-from academic_pretraining.benchmarking.effort import QUICK
+from academic_pretraining.benchmarking import session
+from academic_pretraining.benchmarking.effort import QUICK, Effort
 from academic_pretraining.benchmarking.measure import measure
 from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.gpus import Hardware
@@ -13,6 +14,11 @@ TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
 
 def leftovers(scratch):
     return list(scratch.iterdir()) if scratch.exists() else []
+
+
+def test_nobody_stops_waiting_for_the_others_before_the_deadline():
+    longest = max(Effort().timing_deadline_seconds, Effort().memory_deadline_seconds)
+    assert longest < session.COLLECTIVES_SECONDS
 
 
 def test_a_session_is_launched_when_it_is_wanted_and_over_in_the_end(tmp_path, unlaunched):

@@ -14,6 +14,7 @@ from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.models import MODELS
 from academic_pretraining.records import to_record
+from academic_pretraining.results import frame, select
 from academic_pretraining.training_arguments import training_arguments_fields
 from experiments.export import (
     compilation_failed,
@@ -273,6 +274,34 @@ def test_the_newest_measurement_says_whether_it_compiles(record_of, newest, fail
     older = "on" if newest == "failed" else "failed"
     records = [record_of(config, at, state=s) for at, s in ((1.0, older), (2.0, newest))]
     assert compilation_failed(records[::order], config) is failed
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    "other",
+    [{"versions": {"torch": "2.5"}}, {"limits": {"timing_seconds": 1.0}}],
+    ids=["other versions", "limited"],
+)
+def test_a_setting_is_exported_from_the_record_that_wins(tmp_path, record_of, order, other):
+    config = config_of()
+    naive = record_of(config_of(Method()), 3.0, state="off", b16=9.0)
+    failed = record_of(config, 2.0, state="failed", b16=5.0) | other
+    records = [record_of(config, 1.0, b16=2.5), failed, naive]
+    [row] = select(frame(records), config.hardware, config.recipe.name).filter(
+        free_lunch=True, current_libraries=True
+    ).to_dicts() or [None]
+    assert row is not None
+    assert row["compile"] == "on"
+    predicted = export(tmp_path / "args.json", config, config.plan_at(16), records[::order])
+    assert predicted is not None
+    assert (predicted["step_seconds"], predicted["compiled"]) == (2.5, True)
+    assert json.loads((tmp_path / "args.json").read_text())["torch_compile"] is True
+
+
+def test_other_versions_than_the_newest_result_predict_nothing(record_of):
+    config = config_of()
+    newest = record_of(config_of(Method()), 2.0, b16=1.0) | {"versions": {"torch": "9"}}
+    assert prediction([record_of(config, b16=2.5), newest], config, config.plan_at(16)) is None
 
 
 @pytest.mark.parametrize("method", [Method(), Method(free_lunch=True, sharding=Sharding.ZERO_1)])

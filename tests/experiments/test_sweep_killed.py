@@ -97,7 +97,7 @@ def test_the_next_run_recovers_by_itself(when, workspaces, configs, measurer, si
     folder = workspaces[when]
     left = configs[-LEFT[when] :]
     records, unreadable = read_records(folder)
-    assert unreadable == []
+    assert len(unreadable) == (when == "between data and metadata")
     assert len(records) == 4 - LEFT[when]
     assert incomplete(configs, folder) == left
     data = result_of(configs[1], folder) / "data.json"

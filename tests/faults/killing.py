@@ -24,7 +24,7 @@ from samples import MEASURED
 import experiments.steps
 import experiments.sweep  # Once, and not in every child.
 from academic_pretraining.benchmarking.scratch import remove_abandoned, session_folder
-from experiments.workspace import read_records
+from experiments.workspace import METADATA, read_records
 
 ARGUMENTS = [
     "--num-nodes",
@@ -71,7 +71,11 @@ def main(folder: Path, kills: int, seed: int) -> None:
             found["deaths_while_measuring"] += lost
             found["most_lost"] = max(found["most_lost"], lost)
             found["fell_back"] += not before <= after
-            found["unreadable"] += len(read_records(workspace / "tango")[1])
+            # One without metadata had not been finished, and is measured again.
+            found["unreadable"] += sum(
+                broken.path.with_name(METADATA).exists()
+                for broken in read_records(workspace / "tango")[1]
+            )
         status = _fork(workspace)
         found["recovery_failed"] += status != 0 or len(_records(workspace)) != whole
         remove_abandoned(workspace / "tango" / "sessions")

@@ -150,7 +150,7 @@ NEEDED = [
     if path[0] in ("measurement", "measured_at", "config")
     and path[:2] != ("config", "recipe")
     and not {"batch_tolerance", "memory_ramp", "samples", "launch"} & {*path}
-    and not {"compile_error", "save_error", "communication_error"} & {*path}
+    and not {"compile_error", "save_error", "communication_error", "out_of_memory_cause"} & {*path}
 ]
 
 

@@ -18,10 +18,12 @@ import psutil
 import pytest
 from faulty_ranks import MEMORY, PLAIN, SHARDED, Fault, note
 
-from academic_pretraining.benchmarking.effort import Effort
+from academic_pretraining.benchmarking.effort import QUICK, Effort
+from academic_pretraining.benchmarking.launch import run_session
 from academic_pretraining.benchmarking.probes import Outcome
 from academic_pretraining.config import config_to_dict
 from academic_pretraining.errors import HardwareMismatchError
+from academic_pretraining.methods import Method
 
 pytestmark = pytest.mark.slow
 
@@ -58,6 +60,13 @@ FAULTS = [
         logged="",
     ),
     LoggedFault(
+        name="is_killed_where_nobody_misses_it",
+        outcome=Outcome.CRASHED,
+        cause="rank1 was killed, perhaps by the host for want of memory",
+        logged="",
+        thorough=True,
+    ),
+    LoggedFault(
         name="segfaults",
         outcome=Outcome.CRASHED,
         cause="rank1 died: Fatal Python error: Segmentation fault",
@@ -69,6 +78,16 @@ FAULTS = [
         cause="no answer within 8 s",
         logged="_sleep_for_ever",
         effort=HASTY,
+    ),
+    # What hangs is not the compilation.
+    LoggedFault(
+        name="hangs",
+        outcome=Outcome.HUNG,
+        cause="no answer within 8 s",
+        logged="_sleep_for_ever",
+        method=Method(free_lunch=True),
+        effort=HASTY,
+        thorough=True,
     ),
     LoggedFault(
         name="hangs_with_the_interpreter_locked",
@@ -226,7 +245,8 @@ def test_the_others_wait_in_the_collective_that_fails(fault, session):
 
 
 def test_what_rank_0_said_before_is_kept(session):
-    assert session.end.environment["kernels"] == "eager"
+    free_lunch = session.config.method.free_lunch
+    assert session.end.environment["kernels"] == ("sdpa" if free_lunch else "eager")
     assert session.end.environment["model_flops_per_example"] > 0
     assert session.end.start_seconds > 0
 
@@ -237,6 +257,16 @@ def test_the_only_rank_is_named_when_it_is_killed(altered_session, tiny_config):
     assert result.outcome is Outcome.CRASHED
     assert result.cause == "rank0 was killed, perhaps by the host for want of memory"
     assert result.log == str(session.directory / "rank0.log")
+
+
+@pytest.mark.thorough
+def test_a_session_whose_folder_is_removed_ends(altered_launch, tiny_config):
+    launched = altered_launch("faults.loses_its_folder", tiny_config())
+    end = run_session(launched, tiny_config(), QUICK, [])
+    [result] = end.results
+    assert result.outcome is Outcome.CRASHED
+    assert result.cause == f"the session's folder {launched.directory} is gone"
+    assert launched.process.poll() is not None
 
 
 def test_other_hardware_than_declared_is_raised(altered_session, tiny_config):

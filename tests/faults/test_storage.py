@@ -71,10 +71,10 @@ def make_folder(folder: Path) -> None:
     (folder / "data.json").mkdir()
 
 
-NAMED = (truncate, zero, empty, change, lose_data, make_folder)
+NAMED = (truncate, zero, empty, change, lose_data, lose_metadata, make_folder)
 
 
-@pytest.mark.parametrize("damage", [*NAMED, lose_metadata, lose_everything])
+@pytest.mark.parametrize("damage", [*NAMED, lose_everything])
 def test_a_damaged_result_is_measured_again_and_costs_no_other(
     damage, workspace, configs, measurer, silent
 ):

@@ -21,7 +21,7 @@ def instead_of_a_probe(worker, fault) -> None:
     """Have the faulty ranks do something while the others wait for them."""
 
     def run_probe(config, probe, *, output_dir, on_warm):
-        _leave_marks(output_dir)
+        leave_marks(output_dir)
         dist.barrier()
         if is_faulty():
             time.sleep(0.5)
@@ -54,13 +54,14 @@ def mark(worker) -> None:
     run_probe = worker.run_probe
 
     def marked(config, probe, *, output_dir, on_warm):
-        _leave_marks(output_dir)
+        leave_marks(output_dir)
         return run_probe(config, probe, output_dir=output_dir, on_warm=on_warm)
 
     worker.run_probe = marked
 
 
-def _leave_marks(output_dir: str) -> None:
+def leave_marks(output_dir: str) -> None:
+    """Note this rank's group when a probe begins."""
     global _folder
     _folder = Path(output_dir).parent
     (_folder / f"rank{os.environ['RANK']}.group").write_text(str(os.getpgid(0)))

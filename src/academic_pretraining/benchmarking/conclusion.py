@@ -95,6 +95,7 @@ def conclude(
         ),
         out_of_memory_requested_bytes=memory_failure.requested_bytes if memory_failure else None,
         out_of_memory_free_bytes=memory_failure.free_bytes if memory_failure else None,
+        out_of_memory_cause=memory_failure.cause if memory_failure else "",
         kernels=environment["kernels"],
         model_flops_per_example=flops,
         ceiling_flops=environment["ceiling_flops"],

@@ -21,12 +21,13 @@ _DRIVER = "CUDA error: out of memory"
 # What cuBLAS, NCCL and the driver say when an allocation of their own fails.
 _OTHER_ALLOCATIONS = (
     _DRIVER,
+    "CUDA driver error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "Cuda failure 2 'out of memory'",
     "Triton Error [CUDA]: out of memory",
 )
-# NCCL's last words (2.28), also where the device broke before and no allocation could succeed.
+# NCCL's last words (2.28).
 _NCCL_ALLOCATION = re.compile(r"Failed to CUDA [cm]alloc(?: async)? (\d+) (bytes)")
 # What the host says of its own memory: PyTorch's allocator, Python, the operating system.
 _HOST_ALLOCATIONS = (
@@ -36,8 +37,20 @@ _HOST_ALLOCATIONS = (
     "unable to mmap",
     "std::bad_alloc",
 )
+# A file system of memory, where NCCL and data loaders put what processes share.
+_SHARED = "/dev/shm"
 # What Inductor says of a compiling process that somebody killed: its pool, and gcc of its own.
 _KILLED_COMPILERS = ("BrokenProcessPool", "Killed signal terminated program")
+
+# What gloo, NCCL and the store say when the process at the other end is no more.
+_DEAD_PEERS = (
+    "Connection closed by peer",
+    "Connection closed by remote peer",
+    "Connection reset by peer",
+    "Connection was likely closed",
+    "remote process exited",
+    "Broken pipe",
+)
 
 # Frames of calls for pinned memory, by PyTorch, FSDP or DeepSpeed.
 _PINNING = ("pin_memory", "pinned")
@@ -56,6 +69,7 @@ class Failure:
         cause: the exception in one line.
         requested_bytes: of the allocation that failed.
         free_bytes: device memory that was free then.
+        misses_another: whether it only tells that another rank is no more.
         transient: whether a second try may end otherwise; not where plain Python went wrong, and
             not soon where the disk is full.
     """
@@ -63,6 +77,7 @@ class Failure:
     outcome: Outcome
     cause: str
     transient: bool = True
+    misses_another: bool = False
     requested_bytes: int | None = None
     free_bytes: int | None = None
 
@@ -92,14 +107,8 @@ def classify(
                 requested_bytes=_bytes(_HOST_REQUESTED, str(link)),
             )
     for link in _chain(error):
-        if _device_allocation(link, device_memory):
-            text = str(link)
-            return Failure(
-                outcome=Outcome.OUT_OF_MEMORY,
-                cause=_one_line(link),
-                requested_bytes=_bytes(_REQUESTED, text) or _bytes(_NCCL_ALLOCATION, text),
-                free_bytes=_bytes(_FREE, text),
-            )
+        if failure := _device_allocation(link, device_memory):
+            return failure
     if cause := _full_disk(error, folder):
         return Failure(outcome=Outcome.CRASHED, cause=cause, transient=False)
     for link in _chain(error):
@@ -113,23 +122,39 @@ def classify(
         if type(link).__module__.startswith(compilers):
             return Failure(outcome=Outcome.COMPILE_FAILED, cause=_one_line(link))
     # NCCL, CUDA and sockets raise these two; SystemExit is a death like that of a signal.
-    transient = isinstance(error, RuntimeError | OSError | SystemExit)
-    return Failure(outcome=Outcome.CRASHED, cause=_one_line(error), transient=transient)
+    return Failure(
+        outcome=Outcome.CRASHED,
+        cause=_one_line(error),
+        transient=isinstance(error, RuntimeError | OSError | SystemExit),
+        misses_another=any(words in str(link) for link in _chain(error) for words in _DEAD_PEERS),
+    )
 
 
-def _device_allocation(error: BaseException, device_memory: DeviceMemory) -> bool:
-    """Whether memory of the device ran out."""
+def _device_allocation(error: BaseException, device_memory: DeviceMemory) -> Failure | None:
+    """Say that memory of the device ran out; nothing where that is not the matter.
+
+    Libraries say so of their own allocations where the device broke before, too, or where the fault
+    is another one: those count where the device is full, or where nobody knows.
+    """
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or any(a in text for a in _OTHER_ALLOCATIONS):
-        return True
-    if not _NCCL_ALLOCATION.search(text):
-        return False
-    try:
-        memory = device_memory()
-    except Exception:
-        # The device is broken.
-        return False
-    return memory is None or memory[0] <= _PLENTY * memory[1]
+    free_bytes = _bytes(_FREE, text)
+    if not isinstance(error, torch.OutOfMemoryError):
+        if not any(a in text for a in _OTHER_ALLOCATIONS) and not _NCCL_ALLOCATION.search(text):
+            return None
+        try:
+            memory = device_memory()
+        except Exception:
+            return None
+        if memory:
+            free_bytes, total_bytes = memory
+            if free_bytes > _PLENTY * total_bytes:
+                return None
+    return Failure(
+        outcome=Outcome.OUT_OF_MEMORY,
+        cause=_one_line(error),
+        requested_bytes=_bytes(_REQUESTED, text) or _bytes(_NCCL_ALLOCATION, text),
+        free_bytes=free_bytes,
+    )
 
 
 def _host_allocation(error: BaseException, device_memory: DeviceMemory) -> str:
@@ -139,6 +164,8 @@ def _host_allocation(error: BaseException, device_memory: DeviceMemory) -> str:
         return ""
     if isinstance(error, MemoryError) or any(part in text for part in _HOST_ALLOCATIONS):
         return _one_line(error)
+    if _SHARED in text and says_full(error):
+        return f"shared memory of the host: {_one_line(error)}"
     if "out of memory" in text and "CUDA out of memory" not in text:
         return _pinned_memory(error, device_memory)
     return ""

@@ -197,7 +197,8 @@ def _watch(
                     end.finished = True
                     return end
         failure = first_failure(directory, hardware)
-        if failure or exited:
+        # Without a folder nobody will be heard of any more.
+        if failure or exited or not directory.exists():
             end.results.append(failed(probe, directory, hardware, failure))
             return end
         if time.monotonic() > deadline:

@@ -1,6 +1,7 @@
 """What a session died of, read off the files that its ranks and its launcher left."""
 
 import contextlib
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from academic_pretraining.gpus import Hardware
 _GRACE_SECONDS = 0.5
 # The driver takes a few seconds to let go of a killed process, whose connections are gone at once.
 _DEATH_SECONDS = 10.0
-# What gloo, NCCL and the store say when the process at the other end is no more.
-_MISSES_ANOTHER = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+# Of a rank's stacks: Dynamo traces, Inductor compiles. Compiled code runs without these.
+_COMPILING = re.compile(
+    r"torch/_(dynamo/(convert_frame|symbolic_convert|output_graph)"
+    r"|inductor/(compile_fx|graph|scheduler|async_compile))\.py"
+)
 
 
 def first_failure(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
@@ -27,9 +31,11 @@ def first_failure(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
     Raises:
         HardwareMismatchError: a rank found another GPU type than the declared one.
     """
-    if not list(directory.glob("rank*.failure.json")):
-        return None
+    # Whoever is dead by now died first: the launcher kills the others half a minute later, and
+    # perhaps none of them notices that it misses one.
     killed = _killed(directory, hardware)
+    if not killed and not list(directory.glob("rank*.failure.json")):
+        return None
     time.sleep(_GRACE_SECONDS)
     failures = [read_failure(p) for p in directory.glob("rank*.failure.json")]
     # One rank out of memory makes the others fail in their collectives, sometimes sooner.
@@ -40,7 +46,7 @@ def first_failure(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
     if killed and not memory:
         return killed
     first = min(memory or failures, key=lambda failure: failure["time"])
-    if any(words in first["cause"] for words in _MISSES_ANOTHER):
+    if first.get("misses_another"):
         return _death(directory, hardware) or first
     return first
 
@@ -64,7 +70,8 @@ def _killed(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
         rank = path.stem
         if is_live(path):
             continue
-        if not (directory / f"{rank}.failure.json").exists():
+        ends = (f"{rank}.failure.json", f"{rank}.over")
+        if not any((directory / name).exists() for name in ends):
             return {
                 "outcome": Outcome.CRASHED,
                 "cause": f"{rank} {_last_words(directory / f'{rank}.log')}",
@@ -109,7 +116,9 @@ def failed(
     """Answer for a probe whose session died of a failure, or without leaving one."""
     probe = probe or NO_PROBE
     log = directory / "launcher.log"
-    text = log.read_text(errors="replace").strip().splitlines()
+    text = [f"the session's folder {directory} is gone"]
+    with contextlib.suppress(OSError):
+        text = log.read_text(errors="replace").strip().splitlines()
     if failure is None and text and "WorkerFailedError" in text[-1]:
         # torchrunx's name for a rank that died of a signal; nobody else was left to miss it.
         failure = _killed(directory, hardware)
@@ -134,6 +143,14 @@ def failed(
     )
 
 
+def _compiles(log: Path) -> bool:
+    """Whether a rank was compiling when it wrote its stacks."""
+    with contextlib.suppress(OSError):
+        stacks = f"\n{log.read_text(errors='replace')}".rpartition("\nTimeout (")
+        return bool(stacks[1] and _COMPILING.search(stacks[2]))
+    return False
+
+
 def _silent(directory: Path) -> str:
     words = "the launcher ended without a word"
     return f"the disk is full: {words}" if is_full(directory) else words
@@ -143,7 +160,7 @@ def hung(probe: Probe | None, directory: Path, *, warm: bool) -> ProbeResult:
     """Let every rank write its stacks down, of its own accord, before the group is ended."""
     probe = probe or NO_PROBE
     time.sleep(AHEAD_SECONDS)
-    compiling = probe.compile and not warm
+    compiling = probe.compile and not warm and any(map(_compiles, directory.glob("rank*.log")))
     log = directory / "rank0.log"
     if log.exists():
         where = "; the stacks are in the log"

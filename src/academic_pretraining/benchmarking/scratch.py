@@ -40,6 +40,11 @@ def keep(folder: Path) -> None:
     folder.with_suffix(_LOCK).unlink(missing_ok=True)
 
 
+def any_begun(scratch: Path) -> bool:
+    """Whether a process has a session here, or had one and was killed."""
+    return any(scratch.glob(f"{_PREFIX}*{_LOCK}"))
+
+
 def remove_abandoned(scratch: Path) -> int:
     """Remove the folders of processes that were killed.
 

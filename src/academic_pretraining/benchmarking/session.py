@@ -12,6 +12,9 @@ from pathlib import Path
 from academic_pretraining.cores import thread_variables
 
 _RANKS_TMPDIR = "ACADEMIC_PRETRAINING_RANKS_TMPDIR"
+# Longer than any probe may take: who waits in vain is ended at the probe's deadline, by the
+# session's parent, and does not end before it by itself, which would be blamed.
+COLLECTIVES_SECONDS = 24 * 3600
 
 
 def main(directory: str, parent: str) -> None:
@@ -33,6 +36,7 @@ def main(directory: str, parent: str) -> None:
         workers_per_host=workers,
         # gloo beside NCCL: FSDP reduces what it offloads to the host.
         backend="gloo" if cpu else "cpu:gloo,cuda:nccl",  # pyright: ignore[reportArgumentType]
+        worker_timeout=COLLECTIVES_SECONDS,
         extra_env_vars={
             **thread_variables(workers, cpu=cpu, environment=os.environ),
             **_agents_tmpdir(Path(directory)),

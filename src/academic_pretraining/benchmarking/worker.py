@@ -54,7 +54,9 @@ def work(directory: str) -> None:
     os.dup2(stream.fileno(), 2)
     sys.stdout = sys.stderr = stream
     faulthandler.enable(stream)
-    (folder / f"rank{rank}.pid").write_text(str(os.getpid()))
+    whole = folder / f"rank{rank}.pid.partial"
+    whole.write_text(str(os.getpid()))
+    whole.rename(folder / f"rank{rank}.pid")
     (folder / f"rank{rank}.ready").touch()
     try:
         while not (folder / "request.json").exists():
@@ -63,15 +65,19 @@ def work(directory: str) -> None:
                 os._exit(1)
             time.sleep(_POLL_SECONDS)
         _probe_on(folder, rank)
+        (folder / f"rank{rank}.over").touch()
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            traceback.print_exc()
-        failure = dataclasses.asdict(classify(error, folder))
-        failure |= {"log": str(log), "time": time.time()}
-        if isinstance(error, HardwareMismatchError):
-            failure["mismatch"] = str(error)
-        leave_failure(folder / f"rank{rank}.failure.json", failure)
-        os._exit(1)
+        # Whatever becomes of its last words, it must not live on while the others wait for it.
+        try:
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
+            failure = dataclasses.asdict(classify(error, folder))
+            failure |= {"log": str(log), "time": time.time()}
+            if isinstance(error, HardwareMismatchError):
+                failure["mismatch"] = str(error)
+            leave_failure(folder / f"rank{rank}.failure.json", failure)
+        finally:
+            os._exit(1)
 
 
 def _probe_on(folder: Path, rank: int) -> None:
