@@ -2,8 +2,11 @@
 
 import json
 import logging
+import os
+import platform
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, cast
 
 from tango.format import JsonFormat
@@ -12,11 +15,13 @@ from tango.workspace import Workspace
 
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.measure import measure
+from academic_pretraining.benchmarking.notes import Notes
 from academic_pretraining.benchmarking.probes import Probe
 from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.benchmarking.storage import check_takes_more
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import MeasurementError
+from academic_pretraining.gpus import visible_devices
 from academic_pretraining.records import to_record
 from experiments.identity import cache_key, library_versions
 from experiments.store import RecordWorkspace
@@ -52,8 +57,19 @@ class MeasureStep(Step[dict[str, Any]]):
 
     def _measure(self, key: str) -> dict[str, Any]:
         context = self.context
+        hardware = context.config.hardware
+        devices = [] if hardware.gpu.is_cpu else visible_devices(os.environ)
+        where = {
+            "host": platform.node(),
+            "devices": [device.uuid for device in devices],
+            "effort": asdict(context.effort),
+        }
         measurement = measure(
-            context.config, context.effort, sessions=context.sessions, on_probe=context.on_probe
+            context.config,
+            context.effort,
+            sessions=context.sessions,
+            on_probe=context.on_probe,
+            notes=Notes(cast(RecordWorkspace, self.workspace).notes_path(self), where),
         )
         context.measured = True
         record = to_record(

@@ -6,6 +6,7 @@ process that was killed in it. Here a step is complete where its record can be r
 its lock is held, and nothing else is remembered.
 """
 
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -118,6 +119,10 @@ class RecordWorkspace(Workspace):
         """File whose lock is held by whoever runs the step."""
         return self.dir / "locks" / f"{step.unique_id}.lock"
 
+    def notes_path(self, step: Step) -> Path:
+        """File in which whoever runs the step keeps what is finished of it."""
+        return self.work_dir(step).with_suffix(".jsonl")
+
     def step_starting(self, step: Step) -> None:
         """Take the step's lock, which the operating system takes back from a killed process.
 
@@ -159,6 +164,8 @@ class RecordWorkspace(Workspace):
             OSError: it cannot be written; the step counts as not run.
         """
         self._cache[step] = result
+        with contextlib.suppress(OSError):
+            self.notes_path(step).unlink(missing_ok=True)
         self._release(step)
         return result
 

@@ -1,6 +1,7 @@
 """A measurement whose sessions end as a test says, without processes."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from academic_pretraining.benchmarking import measure as measure_module
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.launch import SessionEnd
 from academic_pretraining.benchmarking.measure import measure
+from academic_pretraining.benchmarking.notes import Notes
 from academic_pretraining.benchmarking.probes import (
     CommunicationSample,
     Outcome,
@@ -97,23 +99,31 @@ def play(monkeypatch, tiny_config, tmp_path, given, taken, unlaunched):
         return contextlib.nullcontext()
 
     def run(
-        *sessions: list[ProbeResult],
+        *sessions: Sequence[ProbeResult | BaseException],
         last_is_finished: bool = True,
         unready: int = 0,
         gpu_type: str = "h200",
         workers: int = 2,
+        notes: Notes | None = None,
     ):
         ends = list(sessions)
 
-        def run_session(launched, config, effort, history, *, on_ready, on_probe):
+        def run_session(launched, config, effort, history, *, on_ready, on_probe, on_result):
             directory = launched.directory
             given.append((list(history), directory))
             assert list(directory.iterdir()) == []
             if len(given) > unready:
                 on_ready()
             (directory / "rank0.log").write_text("what happened")
+            results = []
+            for result in ends.pop(0):
+                if isinstance(result, BaseException):
+                    raise result
+                results.append(result)
+                if result.outcome is Outcome.OK:
+                    on_result(result)
             end = SessionEnd(
-                results=ends.pop(0),
+                results=results,
                 environment=ENVIRONMENT,
                 start_seconds=2.0,
                 start_wait_seconds=1.5,
@@ -124,6 +134,6 @@ def play(monkeypatch, tiny_config, tmp_path, given, taken, unlaunched):
         monkeypatch.setattr(measure_module, "run_session", run_session)
         config = tiny_config(gpu_type=gpu_type, workers=workers, global_batch_size=64)
         where = Sessions(tmp_path / "new" / "scratch", alone=alone)
-        return measure(config, Effort(), sessions=where)
+        return measure(config, Effort(), sessions=where, notes=notes)
 
     return run

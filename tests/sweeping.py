@@ -8,6 +8,7 @@ import pytest
 from samples import MEASURED, TIMING
 
 from academic_pretraining.benchmarking.effort import Effort
+from academic_pretraining.benchmarking.notes import Notes
 from academic_pretraining.benchmarking.probes import Probe
 from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import TrainingConfig, grid
@@ -39,6 +40,7 @@ class Measurer:
         *,
         sessions: Sessions,
         on_probe: Callable[[Probe], None],
+        notes: Notes | None = None,
     ) -> Measurement:
         with sessions.alone():
             self.configs.append(config)

@@ -134,7 +134,7 @@ def _script(workspace: Path, after_events: int | None) -> None:
     os._exit(status)
 
 
-def _measure(config, effort, *, sessions, on_probe):
+def _measure(config, effort, *, sessions, on_probe, notes):
     scratch = sessions.scratch
     remove_abandoned(scratch)
     with session_folder(scratch) as folder:

@@ -207,7 +207,7 @@ def test_a_session_runs_in_a_private_folder_that_goes(
 ):
     modes = []
 
-    def run_session(launched, config, effort, history, *, on_ready, on_probe):
+    def run_session(launched, config, effort, history, *, on_ready, on_probe, on_result):
         directory = launched.directory
         modes.append(stat.S_IMODE(directory.stat().st_mode))
         (directory / "request.json").write_text("{}")

@@ -31,7 +31,7 @@ def note(what, config):
     os.close(descriptor)
 
 
-def measure(config, effort, *, sessions, on_probe):
+def measure(config, effort, *, sessions, on_probe, notes):
     note("begins", config)
     time.sleep(0.1)
     note("ends", config)

@@ -123,6 +123,7 @@ def run_session(
     *,
     on_ready: Callable[[], None] = lambda: None,
     on_probe: Callable[[Probe], None] = lambda probe: None,
+    on_result: Callable[[ProbeResult], None] = lambda result: None,
 ) -> SessionEnd:
     """Probe until the search is over or a probe fails; never longer than the deadlines.
 
@@ -134,6 +135,7 @@ def run_session(
         on_ready: called when all ranks wait for the request, before they touch a device; may take
             its time.
         on_probe: called when a probe begins.
+        on_result: called when a probe was answered.
 
     Raises:
         HardwareMismatchError: a worker found another GPU type than the declared one.
@@ -144,7 +146,7 @@ def run_session(
         "history": [result.to_dict() for result in history],
     }
     try:
-        return _watch(launched, request, on_ready, on_probe)
+        return _watch(launched, request, on_ready, on_probe, on_result)
     finally:
         launched.end()
 
@@ -154,6 +156,7 @@ def _watch(
     request: dict[str, Any],
     on_ready: Callable[[], None],
     on_probe: Callable[[Probe], None],
+    on_result: Callable[[ProbeResult], None],
 ) -> SessionEnd:
     end = SessionEnd()
     directory, hardware = launched.directory, launched.hardware
@@ -189,6 +192,7 @@ def _watch(
                     warm = True
                 case "result":
                     end.results.append(ProbeResult.from_dict(event["result"]))
+                    on_result(end.results[-1])
                     probe = None
                     deadline = time.monotonic() + START_SECONDS
                 case "restart":

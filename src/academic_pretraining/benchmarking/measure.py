@@ -8,6 +8,7 @@ from dataclasses import replace
 from academic_pretraining.benchmarking.conclusion import conclude
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.launch import SessionEnd, run_session
+from academic_pretraining.benchmarking.notes import Notes
 from academic_pretraining.benchmarking.post_mortem import NO_PROBE
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
 from academic_pretraining.benchmarking.scratch import keep
@@ -26,6 +27,7 @@ def measure(
     *,
     sessions: Sessions,
     on_probe: Callable[[Probe], None] = lambda probe: None,
+    notes: Notes | None = None,
 ) -> Measurement:
     """Measure the fastest micro-batch of a configuration.
 
@@ -34,6 +36,7 @@ def measure(
         effort: how thoroughly.
         sessions: where it runs; the devices are its own from the first session's request on.
         on_probe: called when a probe begins.
+        notes: where probes are kept until all are done, and taken up again.
 
     Raises:
         MeasurementError: a session crashed or hung, and once more where that may help (out of
@@ -41,7 +44,7 @@ def measure(
         HardwareMismatchError: the machine is not what was declared.
     """
     with ExitStack() as devices:
-        return _measure(config, effort, sessions, on_probe, devices)
+        return _measure(config, effort, sessions, on_probe, notes, devices)
 
 
 def _measure(
@@ -49,14 +52,20 @@ def _measure(
     effort: Effort,
     sessions: Sessions,
     on_probe: Callable[[Probe], None],
+    notes: Notes | None,
     devices: ExitStack,
 ) -> Measurement:
     began = time.monotonic()
-    history: list[ProbeResult] = []
+    history = notes.recall() if notes else []
+    earlier_seconds = sum(result.seconds for result in history)
     ends: list[SessionEnd] = []
     crashes = 0
     taken = False
     waited_seconds = 0.0
+
+    def note(result: ProbeResult) -> None:
+        if notes:
+            notes.add([result])
 
     def take_devices() -> None:
         nonlocal taken, waited_seconds
@@ -74,7 +83,13 @@ def _measure(
         with sessions.open(config.hardware) as launched:
             directory = launched.directory
             end = run_session(
-                launched, config, effort, history, on_ready=take_devices, on_probe=on_probe
+                launched,
+                config,
+                effort,
+                history,
+                on_ready=take_devices,
+                on_probe=on_probe,
+                on_result=note,
             )
             ends.append(end)
             last = end.results[-1] if end.results else None
@@ -107,5 +122,7 @@ def _measure(
                     )
                 end.results.pop()
         history += end.results
-    wall_seconds = time.monotonic() - began - waited_seconds
+        if notes:
+            notes.add(end.results)
+    wall_seconds = time.monotonic() - began - waited_seconds + earlier_seconds
     return conclude(config, history, ends, wall_seconds=wall_seconds)
