@@ -110,16 +110,29 @@ def test_without_a_sign_of_the_host_it_was_the_device(memory):
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "outcome"),
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB."),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("NCCL error: unhandled cuda error\nCuda failure 2 'out of memory'"),
+        # Its blocks may be too small for what is asked of it.
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB."),
+            Outcome.OUT_OF_MEMORY,
+        ),
+        # They ask for a few MiB: something else went wrong, which a second try may not meet.
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate()`"),
+            Outcome.CRASHED,
+        ),
+        (
+            RuntimeError("NCCL error: unhandled cuda error\nCuda failure 2 'out of memory'"),
+            Outcome.CRASHED,
+        ),
     ],
     ids=["allocator", "cuBLAS", "NCCL"],
 )
-def test_who_names_the_device_is_believed_though_it_is_half_empty(error):
-    assert classify(error, device_memory=half_empty).outcome is Outcome.OUT_OF_MEMORY
+def test_only_the_allocator_is_believed_where_the_device_is_half_empty(error, outcome):
+    failure = classify(error, device_memory=half_empty)
+    assert failure.outcome is outcome
+    assert failure.transient
 
 
 def test_the_allocators_error_is_the_devices_whoever_wraps_it():

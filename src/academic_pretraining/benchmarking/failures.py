@@ -18,14 +18,18 @@ _REQUESTED = re.compile(r"Tried to allocate ([\d.]+) (\w+)")
 _HOST_REQUESTED = re.compile(r"you tried to allocate (\d+) (bytes)")
 _FREE = re.compile(r"of which ([\d.]+) (\w+) is free")
 _DRIVER = "CUDA error: out of memory"
-# What cuBLAS, NCCL and the driver say when an allocation of their own fails.
-_OTHER_ALLOCATIONS = (
+# What the driver says, which has other words for a device that broke.
+_OF_THE_DRIVER = (
     _DRIVER,
     "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+)
+# What cuBLAS, NCCL and the driver say when an allocation of their own fails.
+_OTHER_ALLOCATIONS = (
+    *_OF_THE_DRIVER,
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "Cuda failure 2 'out of memory'",
-    "Triton Error [CUDA]: out of memory",
 )
 # NCCL's last words (2.28).
 _NCCL_ALLOCATION = re.compile(r"Failed to CUDA [cm]alloc(?: async)? (\d+) (bytes)")
@@ -144,7 +148,9 @@ def _device_allocation(error: BaseException, device_memory: DeviceMemory) -> Fai
         try:
             memory = device_memory()
         except Exception:
-            return None
+            if not any(words in text for words in _OF_THE_DRIVER):
+                return None
+            memory = None
         if memory:
             free_bytes, total_bytes = memory
             if free_bytes > _PLENTY * total_bytes:
