@@ -26,7 +26,7 @@ import polars as pl
 
 from academic_pretraining.errors import DeviceBusyError
 from academic_pretraining.gpus import detect_hardware
-from academic_pretraining.occupancy import gpus_alone
+from academic_pretraining.occupancy import PATIENCE_SECONDS, gpus_alone
 from academic_pretraining.results import frame, method_of, select
 from experiments.workspace import read_records
 
@@ -94,7 +94,7 @@ def compare(setting: dict[str, Any], steps: int, deadline: float) -> dict[str, A
             with gpus_alone(
                 detect_hardware(os.environ),
                 os.environ,
-                patience_seconds=20.0,
+                patience_seconds=PATIENCE_SECONDS,
                 on_wait=lambda text: print(text, file=sys.stderr),
             ):
                 run(

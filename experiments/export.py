@@ -13,7 +13,7 @@ from academic_pretraining.config import BatchPlan, TrainingConfig, config_to_dic
 from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.models import MODELS
-from academic_pretraining.records import is_current, libraries_of
+from academic_pretraining.records import row_of
 from academic_pretraining.training_arguments import to_json, training_arguments_fields
 from experiments.strict_json import loads
 
@@ -137,19 +137,18 @@ def _measured(records: Iterable[dict[str, Any]], config: TrainingConfig) -> list
         if record["config"]["hardware"] == wanted["hardware"]
         and record["config"]["recipe"]["name"] == config.recipe.name
     ]
-    libraries = libraries_of(max(around, key=_age)) if around else ""
+    rows = [(row_of(record), record) for record in around]
+    newest = max((row for row, _ in rows), key=lambda row: row["measured_at"], default=None)
     found = [
-        record
-        for record in around
+        (row, record)
+        for row, record in rows
         if record["config"]["method"] == wanted["method"]
-        and is_current(record["config"]["recipe"])
-        and libraries_of(record) == libraries
+        and row["current_recipe"]
+        and newest
+        and row["libraries"] == newest["libraries"]
     ]
-    return sorted(found, key=lambda record: (not record.get("limits"), _age(record)), reverse=True)
-
-
-def _age(record: dict[str, Any]) -> float:
-    return record["measured_at"]
+    found.sort(key=lambda pair: (pair[0]["unlimited"], pair[0]["measured_at"]), reverse=True)
+    return [record for _, record in found]
 
 
 def export(

@@ -55,8 +55,8 @@ def read_records(workspace: Path) -> tuple[list[dict[str, Any]], list[Unreadable
         ) from error
     records: list[dict[str, Any]] = []
     unreadable: list[Unreadable] = []
-    for folder in folders:
-        if not (folder / METADATA).exists():
+    for folder, whole in folders:
+        if not whole:
             # Perhaps it is just being written; else its process was killed, or somebody took it.
             reason = f"{METADATA} is missing beside it: it is measured again"
             unreadable.append(Unreadable(path=folder / DATA, reason=reason))
@@ -76,13 +76,15 @@ def incomplete(
     return [config for config in configs if cache_key(config, limits) not in known]
 
 
-def _step_folders(workspace: Path) -> Iterator[Path]:
+def _step_folders(workspace: Path) -> Iterator[tuple[Path, bool]]:
+    """Yield the folders of results, and whether each was finished."""
     cache = workspace / "cache"
     if cache.is_dir():
         for folder in sorted(cache.iterdir()):
-            begun = any((folder / name).exists() for name in (METADATA, DATA))
-            if folder.name.startswith(_STEP_PREFIX) and begun:
-                yield folder
+            if folder.name.startswith(_STEP_PREFIX):
+                whole = (folder / METADATA).exists()
+                if whole or (folder / DATA).exists():
+                    yield folder, whole
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from academic_pretraining.errors import InvalidConfigError
 from academic_pretraining.gpus import Hardware, check_hardware
 from academic_pretraining.methods import Method, MethodSpace
 from academic_pretraining.models import get_model
-from academic_pretraining.occupancy import gpus_alone
+from academic_pretraining.occupancy import PATIENCE_SECONDS, gpus_alone
 
 
 def main(
@@ -143,12 +143,12 @@ def _run(
         # Refuses at once what would otherwise be refused setting by setting; where a script was
         # killed, its own processes are given the time to end.
         begun = any_begun(workspace_dir() / "sessions")
-        with alone(patience_seconds=20.0 if begun else 0.0):
+        with alone(patience_seconds=PATIENCE_SECONDS if begun else 0.0):
             pass
     from experiments.sweep import sweep
 
     # From now on it may be its own process of the setting before that is still ending.
-    alone = functools.partial(alone, patience_seconds=20.0)
+    alone = functools.partial(alone, patience_seconds=PATIENCE_SECONDS)
     effort = dataclasses.replace(QUICK if hardware.gpu.is_cpu else Effort(), **limits)
     # Loading libraries for the next setting takes about a core for each rank, and must be nothing
     # beside those that this one trains with.

@@ -15,7 +15,7 @@ from academic_pretraining.gpus import Device, Hardware, ask_nvidia_smi, visible_
 _IDLE_BYTES = 2**30
 _IDLE_SHARE = 0.02
 # The driver takes a few seconds to give a killed process's memory back.
-_PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 20.0
 # Not the TMPDIR of a script's user or job: the other script may have another one.
 _LOCKS = Path("/tmp")
 
@@ -95,7 +95,7 @@ def gpus_alone(
                 if not _locks(descriptor, wait=False):
                     on_wait("another measurement is using a GPU: waiting for its end")
                     _locks(descriptor, wait=True)
-                    patience_seconds = max(patience_seconds, _PATIENCE_SECONDS)
+                    patience_seconds = max(patience_seconds, PATIENCE_SECONDS)
         if not allow_busy:
             check_idle(hardware, environment, patience_seconds=patience_seconds)
         yield

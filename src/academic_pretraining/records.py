@@ -214,16 +214,14 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "device_name": measured["device_name"],
         "wall_seconds": measured["seconds"]["all"],
         "torch": record["versions"].get("torch"),
-        "libraries": libraries_of(record),
+        "libraries": _libraries(record["versions"]),
         "measured_at": record["measured_at"],
         "current_recipe": is_current(recipe),
         "unlimited": not record.get("limits"),
     }
 
 
-def libraries_of(record: dict[str, Any]) -> str:
-    """Write the versions of `LIBRARIES` that a record was made with."""
-    versions = record["versions"]
+def _libraries(versions: dict[str, str]) -> str:
     return ", ".join(f"{name} {versions[name]}" for name in LIBRARIES if name in versions)
 
 

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import torch._inductor.compile_fx
 import torch.distributed as dist
-from faulty import folder, in_forward, instead_of_a_probe, is_faulty, leave_marks, mark, now
+from faulty import folder, in_forward, instead_of_a_probe, is_faulty, mark, now
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -50,15 +50,7 @@ def is_killed(worker) -> None:
 
 
 def is_killed_where_nobody_misses_it(worker) -> None:
-    def run_probe(config, probe, *, output_dir, on_warm):
-        leave_marks(output_dir)
-        dist.barrier()
-        if is_faulty():
-            now()
-            os.kill(os.getpid(), signal.SIGKILL)
-        _sleep_for_ever()
-
-    worker.run_probe = run_probe
+    instead_of_a_probe(worker, lambda: os.kill(os.getpid(), signal.SIGKILL), _sleep_for_ever)
 
 
 def loses_its_folder(worker) -> None:

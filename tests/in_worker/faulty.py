@@ -17,17 +17,17 @@ def folder() -> Path:
     return _folder
 
 
-def instead_of_a_probe(worker, fault) -> None:
+def instead_of_a_probe(worker, fault, meanwhile=dist.barrier) -> None:
     """Have the faulty ranks do something while the others wait for them."""
 
     def run_probe(config, probe, *, output_dir, on_warm):
-        leave_marks(output_dir)
+        _leave_marks(output_dir)
         dist.barrier()
         if is_faulty():
             time.sleep(0.5)
             now()
             fault()
-        dist.barrier()
+        meanwhile()
         raise AssertionError("the other rank was not left waiting")
 
     worker.run_probe = run_probe
@@ -54,14 +54,13 @@ def mark(worker) -> None:
     run_probe = worker.run_probe
 
     def marked(config, probe, *, output_dir, on_warm):
-        leave_marks(output_dir)
+        _leave_marks(output_dir)
         return run_probe(config, probe, output_dir=output_dir, on_warm=on_warm)
 
     worker.run_probe = marked
 
 
-def leave_marks(output_dir: str) -> None:
-    """Note this rank's group when a probe begins."""
+def _leave_marks(output_dir: str) -> None:
     global _folder
     _folder = Path(output_dir).parent
     (_folder / f"rank{os.environ['RANK']}.group").write_text(str(os.getpgid(0)))

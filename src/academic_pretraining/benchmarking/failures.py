@@ -152,9 +152,9 @@ def _device_allocation(error: BaseException, device_memory: DeviceMemory) -> Fai
                 return None
             memory = None
         if memory:
-            free_bytes, total_bytes = memory
-            if free_bytes > _PLENTY * total_bytes:
+            if _is_plenty(*memory):
                 return None
+            free_bytes = memory[0]
     return Failure(
         outcome=Outcome.OUT_OF_MEMORY,
         cause=_one_line(error),
@@ -191,9 +191,12 @@ def _plenty(device_memory: DeviceMemory) -> int | None:
     # A broken device answers with errors of its own, and the first one is what must be told.
     with contextlib.suppress(Exception):
         if memory := device_memory():
-            free_bytes, total_bytes = memory
-            return free_bytes if free_bytes > _PLENTY * total_bytes else None
+            return memory[0] if _is_plenty(*memory) else None
     return None
+
+
+def _is_plenty(free_bytes: int, total_bytes: int) -> bool:
+    return free_bytes > _PLENTY * total_bytes
 
 
 def _memory_of_the_device() -> tuple[int, int] | None:

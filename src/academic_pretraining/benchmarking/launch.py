@@ -25,6 +25,7 @@ from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.post_mortem import failed, first_failure, hung, is_live
 from academic_pretraining.benchmarking.probes import Probe, ProbeResult, Purpose
 from academic_pretraining.benchmarking.stacks import START_SECONDS
+from academic_pretraining.benchmarking.storage import write_whole
 from academic_pretraining.config import TrainingConfig, config_to_dict
 from academic_pretraining.gpus import Hardware
 
@@ -172,7 +173,7 @@ def _watch(
             end.start_seconds = max(0.0, ready_at - launched.began_at)
             end.start_wait_seconds = time.monotonic() - began
             on_ready()
-            _write_whole(directory / "request.json", request)
+            write_whole(directory / "request.json", json.dumps(request))
             asked = time.monotonic()
             deadline = asked + START_SECONDS
         while event := next(events):
@@ -203,19 +204,12 @@ def _watch(
         failure = first_failure(directory, hardware)
         # Without a folder nobody will be heard of any more.
         if failure or exited or not directory.exists():
-            end.results.append(failed(probe, directory, hardware, failure))
+            end.results.append(failed(probe, directory, failure))
             return end
         if time.monotonic() > deadline:
             end.results.append(hung(probe, directory, warm=warm))
             return end
         time.sleep(_POLL_SECONDS)
-
-
-def _write_whole(path: Path, data: dict[str, Any]) -> None:
-    """Write JSON so that nobody reads half of it."""
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(data))
-    temporary.rename(path)
 
 
 def _events(path: Path) -> Iterator[dict[str, Any] | None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from academic_pretraining.benchmarking.probes import Outcome, ProbeResult
+from academic_pretraining.benchmarking.storage import write_whole
 
 # A machine changes: what was timed before goes on only with what is timed soon after.
 _LASTS_SECONDS = 24 * 3600.0
@@ -36,7 +37,7 @@ class Notes:
             head = json.loads(head)
             if head["where"] == self._where and time.time() - head["began_at"] < _LASTS_SECONDS:
                 self._began_at = head["began_at"]
-                # The last line may be half written, and the text is not trusted anyway.
+                # Others may have written it: what comes before a broken line counts.
                 for line in lines:
                     self._results.append(_checked(ProbeResult.from_dict(json.loads(line))))
         return list(self._results)
@@ -51,9 +52,7 @@ class Notes:
         lines = [json.dumps(line) for line in (head, *(r.to_dict() for r in self._results))]
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._path.with_suffix(".partial")
-            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            partial.replace(self._path)
+            write_whole(self._path, "\n".join(lines) + "\n")
 
 
 def _checked(result: ProbeResult) -> ProbeResult:

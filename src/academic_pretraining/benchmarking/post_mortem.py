@@ -110,18 +110,13 @@ NO_PROBE = Probe(
 """Stands for the probe of a session that ended before one had begun."""
 
 
-def failed(
-    probe: Probe | None, directory: Path, hardware: Hardware, failure: dict[str, Any] | None
-) -> ProbeResult:
+def failed(probe: Probe | None, directory: Path, failure: dict[str, Any] | None) -> ProbeResult:
     """Answer for a probe whose session died of a failure, or without leaving one."""
     probe = probe or NO_PROBE
     log = directory / "launcher.log"
     text = [f"the session's folder {directory} is gone"]
     with contextlib.suppress(OSError):
         text = log.read_text(errors="replace").strip().splitlines()
-    if failure is None and text and "WorkerFailedError" in text[-1]:
-        # torchrunx's name for a rank that died of a signal; nobody else was left to miss it.
-        failure = _killed(directory, hardware)
     if failure is None:
         return ProbeResult(
             probe=probe,

@@ -41,12 +41,21 @@ def says_full(error: BaseException) -> bool:
     return any(text in str(error) for text in _SAID_OF_FULL)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that nobody reads half of it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def leave_failure(path: Path, failure: dict[str, Any]) -> None:
     """Write a rank's failure whole; on a full disk, which still takes names, leave it empty."""
-    temporary = path.with_suffix(".partial")
     try:
-        temporary.write_text(json.dumps(failure))
-        temporary.rename(path)
+        write_whole(path, json.dumps(failure))
     except OSError as error:
         if not says_full(error):
             raise

@@ -24,7 +24,7 @@ from academic_pretraining.benchmarking.probe import device_bytes, run_probe
 from academic_pretraining.benchmarking.probes import ProbeResult
 from academic_pretraining.benchmarking.search import next_probe
 from academic_pretraining.benchmarking.stacks import dump_if_not_begun, dumped_if_not_done
-from academic_pretraining.benchmarking.storage import leave_failure
+from academic_pretraining.benchmarking.storage import leave_failure, write_whole
 from academic_pretraining.config import TrainingConfig, config_from_dict
 from academic_pretraining.errors import HardwareMismatchError
 from academic_pretraining.gpus import gpu_type_of
@@ -54,9 +54,7 @@ def work(directory: str) -> None:
     os.dup2(stream.fileno(), 2)
     sys.stdout = sys.stderr = stream
     faulthandler.enable(stream)
-    whole = folder / f"rank{rank}.pid.partial"
-    whole.write_text(str(os.getpid()))
-    whole.rename(folder / f"rank{rank}.pid")
+    write_whole(folder / f"rank{rank}.pid", str(os.getpid()))
     (folder / f"rank{rank}.ready").touch()
     try:
         while not (folder / "request.json").exists():
