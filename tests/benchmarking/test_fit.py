@@ -64,6 +64,8 @@ def test_the_line_is_that_of_weighted_least_squares(groups, real):
         (len(values) - 1) * statistics.variance(values) / statistics.fmean(values) ** 2
         for values in groups.values()
     ) / (len(samples) - len(groups))
+    # Then there is no line; see below.
+    assume(a > 0 or real != max(groups))
     row = np.array([1.0, real])
     fitted = fit_step_time(samples, real)
     assert fitted.seconds == pytest.approx(a * real + b, rel=1e-6, abs=1e-6)
@@ -71,6 +73,20 @@ def test_the_line_is_that_of_weighted_least_squares(groups, real):
     assert fitted.standard_error_seconds == pytest.approx(
         math.sqrt(relative * (row @ inverse @ row)), rel=1e-6, abs=1e-9
     )
+
+
+@given(long=st.lists(st.floats(0.5, 1), min_size=2, max_size=9), short=st.floats(1.1, 2))
+def test_an_impossible_line_gives_way_to_whole_steps_where_these_were_run(long, short):
+    samples = [sample(4, value) for value in long] + [sample(2, short)] * 2
+    at_the_end = fit_step_time(samples, 4)
+    alone = fit_step_time([sample(4, value) for value in long], 4)
+    assert at_the_end.seconds == pytest.approx(statistics.fmean(long))
+    assert (at_the_end.seconds, at_the_end.micro_step_seconds) == (
+        alone.seconds,
+        alone.micro_step_seconds,
+    )
+    assert not at_the_end.impossible
+    assert fit_step_time(samples, 5).impossible
 
 
 def test_standard_error_of_a_single_accumulation_scales_with_it():

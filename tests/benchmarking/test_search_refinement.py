@@ -148,6 +148,19 @@ def test_the_prediction_gets_better():
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize(("most", "runs"), [(0, 2), (1, 2), (2, 3)])
+def test_steps_that_make_no_sense_are_run_again_in_any_case(most, runs):
+    effort = dataclasses.replace(AT_8, most_refinements=most)
+    history: list[ProbeResult] = []
+    while probe := next_probe(config_on(), effort, history):
+        result = answer(probe, QUIET)
+        # Long steps are faster than short ones.
+        samples = tuple(dataclasses.replace(s, seconds=1 / s.accumulation) for s in result.samples)
+        history.append(dataclasses.replace(result, samples=samples))
+    assert lengths(history) == [(1, 4), (4, 16), (16, 64)][:runs]
+    assert all(a.probe.deadline_seconds > effort.timing_deadline_seconds for a in history[1:])
+
+
 @pytest.mark.parametrize(("slow_from", "best"), [(1000, 16), (16, 8)])
 def test_only_the_best_size_is_refined(slow_from, best):
     effort = dataclasses.replace(PATIENT, micro_batch_sizes=(8, 16))

@@ -48,8 +48,7 @@ def conclude(
     flops = environment["model_flops_per_example"]
     best = best_timing(config, history)
     for timed in timings(config, history):
-        step = predicted_step_time(config, timed)
-        if step.seconds <= 0 or step.micro_step_seconds <= 0:
+        if predicted_step_time(config, timed).impossible:
             raise MeasurementError(
                 f"{config.label}: the steps vary too much to tell what a micro-batch of "
                 f"{timed.probe.micro_batch_size} costs: give a longer --timing-seconds, on a "

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from academic_pretraining.benchmarking.probes import StepSample
 
@@ -30,6 +31,11 @@ class StepTime:
     overhead_seconds: float
     extrapolated: bool
 
+    @property
+    def impossible(self) -> bool:
+        """Whether noise has bent the line so far that a micro-batch takes no time."""
+        return self.seconds <= 0 or self.micro_step_seconds <= 0
+
 
 def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
     """Fit timed steps and evaluate them at the real accumulation.
@@ -37,7 +43,8 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
     Steps with an fp16 overflow are left out: the optimizer does not run in them, and a training
     has few. So are steps with a small share of the longest one's micro-batches, from before a run
     was lengthened: a step's first micro-batches cost more than the rest. With one accumulation
-    only, its mean is the answer, and a and b stay undivided.
+    only, its mean is the answer, and a and b stay undivided; so is it where the real accumulation
+    was run and the line through all is `impossible`.
 
     Args:
         samples: steps, best with different accumulations.
@@ -57,6 +64,8 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
     extrapolated = accumulation > longest
     noise = _relative_noise(groups)
     spread = _spread(groups[longest])
+    if len(groups) > 1 and accumulation == longest and _line(groups).slope <= 0:
+        groups = {longest: groups[longest]}
     if len(groups) == 1:
         # Nothing to tell a from b: whole steps scale as they are.
         seconds = statistics.fmean(groups[longest]) * accumulation / longest
@@ -68,25 +77,38 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
             overhead_seconds=0.0,
             extrapolated=extrapolated,
         )
-    slope, centre, at_centre, weight, moment = _line(groups)
+    line = _line(groups)
     return StepTime(
-        seconds=at_centre + slope * (accumulation - centre),
+        seconds=line.at_centre + line.slope * (accumulation - line.centre),
         standard_error_seconds=noise
-        * math.sqrt(1 / weight + (accumulation - centre) ** 2 / moment),
+        * math.sqrt(1 / line.weight + (accumulation - line.centre) ** 2 / line.moment),
         spread=spread,
-        micro_step_seconds=slope,
-        overhead_seconds=at_centre - slope * centre,
+        micro_step_seconds=line.slope,
+        overhead_seconds=line.at_centre - line.slope * line.centre,
         extrapolated=extrapolated,
     )
 
 
-def _line(groups: Mapping[int, Sequence[float]]) -> tuple[float, float, float, float, float]:
-    """Fit a line by least squares of the relative errors: a step of twice the time varies twice.
+class _Line(NamedTuple):
+    """A fitted line.
 
-    Returns:
-        slope; centre of the accumulations and the line there; sum of weights and their second
-        moment about the centre, with the squared mean seconds of each group as variance.
+    Attributes:
+        slope: seconds for each micro-batch.
+        centre: of the accumulations.
+        at_centre: seconds there.
+        weight: sum of weights, with the squared mean seconds of each group as variance.
+        moment: second moment of the weights about the centre.
     """
+
+    slope: float
+    centre: float
+    at_centre: float
+    weight: float
+    moment: float
+
+
+def _line(groups: Mapping[int, Sequence[float]]) -> _Line:
+    """Fit a line by least squares of the relative errors: a step of twice the time varies twice."""
     points = [
         (accumulation, statistics.fmean(values), len(values) / statistics.fmean(values) ** 2)
         for accumulation, values in groups.items()
@@ -96,7 +118,7 @@ def _line(groups: Mapping[int, Sequence[float]]) -> tuple[float, float, float, f
     at_centre = sum(w * y for _, y, w in points) / weight
     moment = sum(w * (x - centre) ** 2 for x, _, w in points)
     slope = sum(w * (x - centre) * (y - at_centre) for x, y, w in points) / moment
-    return slope, centre, at_centre, weight, moment
+    return _Line(slope, centre, at_centre, weight, moment)
 
 
 def _relative_noise(groups: Mapping[int, Sequence[float]]) -> float:

@@ -132,13 +132,18 @@ def _refinement(
         and (r.probe.micro_batch_size, r.probe.compile) == (size, best.probe.compile)
     ]
     failed = any(r.outcome is not Outcome.OK for r in runs)
-    enough = step.standard_error_seconds <= effort.relative_error * step.seconds
-    if enough or failed or not step.extrapolated or len(runs) > effort.most_refinements:
+    enough = (
+        not step.impossible and step.standard_error_seconds <= effort.relative_error * step.seconds
+    )
+    # Without a second run there would be no result at all.
+    most = max(effort.most_refinements, int(step.impossible))
+    if enough or failed or not step.extrapolated or len(runs) > most:
         return None
     longest = max(r.probe.high for r in runs)
     accumulation = config.plan_at(size).gradient_accumulation_steps
     probe = replace(best.probe, high=min(accumulation, 4 * longest), low=longest)
-    return replace(probe, deadline_seconds=_deadline(effort, probe, step.micro_step_seconds))
+    guess = _guessed_micro_step_seconds(size, runs) or 0.0
+    return replace(probe, deadline_seconds=_deadline(effort, probe, guess))
 
 
 def _compile_failed(history: Sequence[ProbeResult]) -> bool:
