@@ -42,8 +42,10 @@ def _cells(row: dict[str, Any]) -> list[str]:
         model += " (an older recipe)"
     if not row["current_libraries"]:
         model += f" ({row['libraries'] or 'other libraries'})"
-    if not row["unlimited"]:
-        model += " (a limited search)"
+    if row["limits"]:
+        model += f" (with {row['limits']})"
+    if row["company"]:
+        model += " (beside others on the GPUs)"
     head = [model, f"{nodes}{row['gpus_per_node']} x {row['gpu_type']}", method.label]
     if row["outcome"] != "measured":
         missing = row["missing_gib"]

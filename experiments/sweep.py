@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from academic_pretraining.benchmarking.probes import Probe
 from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import AcademicPretrainingError, DeviceBusyError, MeasurementError
+from academic_pretraining.occupancy import Company, nobody_else
 from experiments.steps import MeasureContext, MeasureStep, is_cached, measure_step, run_step
 from experiments.store import RecordWorkspace
 
@@ -62,7 +63,7 @@ def sweep(
     workspace: Path,
     effort: Effort,
     reporter: Reporter,
-    alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+    alone: Callable[[], AbstractContextManager[Company]] = nobody_else,
     limits: Mapping[str, Any] | None = None,
     *,
     ahead: bool = False,
@@ -74,8 +75,8 @@ def sweep(
         workspace: folder of the Tango workspace.
         effort: how thoroughly.
         reporter: told about each setting.
-        alone: entered while a setting uses the devices; raises where the machine will not do.
-            A GPU that is busy costs the setting its result, and the next one is tried.
+        alone: as for `Sessions`. A GPU that is busy costs the setting its result, and the next one
+            is tried.
         limits: what of the effort the user asked for, as in `cache_key`.
         ahead: whether to launch a setting's processes while the one before is measured.
 

@@ -38,7 +38,8 @@ def main(
     Without hardware flags, this machine is detected, and of a GPU's grid only naive and free-lunch
     are measured. Results are kept in TANGO_WORKSPACE_DIR (tango_workspace/): the same command goes
     on where it was stopped, and a setting that has a result is not measured again. One measured
-    with --micro-batch-sizes or --timing-seconds stands in for it only until it has one without.
+    with --micro-batch-sizes, --timing-seconds or --allow-busy-gpus stands in for it only until it
+    has one without.
     Scripts that measure or verify on the same GPU take turns: the later one waits, and says so.
 
     Args:
@@ -53,7 +54,8 @@ def main(
         micro_batch_sizes: sizes to consider instead of all that divide the batch.
         timing_seconds: wished length of each timing run.
         detail: print also where the FLOPs and the time of a step go.
-        allow_busy_gpus: measure even where somebody else computes, which changes the figures.
+        allow_busy_gpus: measure even where somebody else computes, which changes the figures;
+            the results say so.
     """
     if slurm:
         raise InvalidConfigError("--slurm is not available yet: run on the machine itself")
@@ -87,6 +89,8 @@ def main(
     limits: dict[str, Any] = {"micro_batch_sizes": micro_batch_sizes} if micro_batch_sizes else {}
     if timing_seconds is not None:
         limits["timing_seconds"] = timing_seconds
+    if allow_busy_gpus and not hardware.gpu.is_cpu:
+        limits["allow_busy_gpus"] = True
     summary = f"{len(configs)} settings to measure, {len(points) - len(configs)} skipped"
     match cmd:
         case "count":
@@ -107,7 +111,7 @@ def main(
             print(f"{len(missing)} of {len(configs)} settings have no result")
             print(*(f"  {config.label}\n" for config in missing), sep="", end="")
         case "run":
-            return _run(list(configs.values()), limits, detail, allow_busy_gpus)
+            return _run(list(configs.values()), limits, detail)
     return 0
 
 
@@ -127,7 +131,6 @@ def _run(
     configs: list[TrainingConfig],
     limits: dict[str, Any],
     detail: bool,
-    allow_busy_gpus: bool,
 ) -> int:
     hardware, recipe = configs[0].hardware, configs[0].recipe
 
@@ -135,8 +138,9 @@ def _run(
     from experiments.workspace import incomplete
 
     progress = Progress()
+    allow_busy = "allow_busy_gpus" in limits
     alone = functools.partial(
-        gpus_alone, hardware, os.environ, allow_busy=allow_busy_gpus, on_wait=progress.waits
+        gpus_alone, hardware, os.environ, allow_busy=allow_busy, on_wait=progress.waits
     )
     if incomplete(configs, workspace_dir(), limits):
         check_hardware(hardware, os.environ)
@@ -149,7 +153,8 @@ def _run(
 
     # From now on it may be its own process of the setting before that is still ending.
     alone = functools.partial(alone, patience_seconds=PATIENCE_SECONDS)
-    effort = dataclasses.replace(QUICK if hardware.gpu.is_cpu else Effort(), **limits)
+    kept = {name: value for name, value in limits.items() if name != "allow_busy_gpus"}
+    effort = dataclasses.replace(QUICK if hardware.gpu.is_cpu else Effort(), **kept)
     # Loading libraries for the next setting takes about a core for each rank, and must be nothing
     # beside those that this one trains with.
     spare = usable_cores() >= 8 * hardware.gpus_per_node

@@ -66,6 +66,8 @@ def main(
     if not others.is_empty():
         print(f"{len(others)} results of other library versions are left out", file=sys.stderr)
     row = fastest(found, hardware, model, same_numerics=numerics == "reference")
+    if company := row["company"].item():
+        print(f"measured beside others on the GPUs: {company}", file=sys.stderr)
     plan = None if habits == Habits() else _schedule(habits, row.row(0, named=True), save_seconds)
     with pl.Config(
         tbl_cols=-1, tbl_width_chars=-1, fmt_str_lengths=60, tbl_hide_dataframe_shape=True

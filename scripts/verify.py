@@ -1,6 +1,5 @@
 """Train exported settings for a few real steps and set their speed beside the prediction."""
 
-import contextlib
 import os
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from academic_pretraining.errors import (
 )
 from academic_pretraining.gpus import Hardware, check_hardware
 from academic_pretraining.models import get_model
-from academic_pretraining.occupancy import gpus_alone
+from academic_pretraining.occupancy import gpus_alone, nobody_else
 from experiments.export import is_prediction, read_json, read_setting
 
 
@@ -75,7 +74,7 @@ def main(
             f"--launcher.workers-per-host is {launcher.workers_per_host}, but the prediction is "
             f"for {hardware.gpus_per_node} GPUs in each node: leave it out"
         )
-    alone = contextlib.nullcontext()
+    alone = nobody_else()
     if launcher.hostnames == "auto":
         if "SLURM_JOB_ID" not in os.environ:
             if hardware.num_nodes > 1:
@@ -90,7 +89,7 @@ def main(
             allow_busy=allow_busy_gpus,
             on_wait=lambda text: print(text, file=sys.stderr),
         )
-    with alone:
+    with alone as company:
         from academic_pretraining.benchmarking.arguments import check_fields
 
         check_fields(fields, training_arguments)
@@ -102,6 +101,8 @@ def main(
             stop_after_steps=steps,
             stop_within_seconds=None if steps else limit_seconds,
         )
+        if others := company.first or company.now():
+            print(f"others were on the GPUs meanwhile: {others}", file=sys.stderr)
     if not report["steps"]:
         raise MeasurementError(
             f"the training of {training_arguments} ended before a step was timed: the first two, "

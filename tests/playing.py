@@ -21,6 +21,7 @@ from academic_pretraining.benchmarking.probes import (
     StepSample,
 )
 from academic_pretraining.benchmarking.sessions import Sessions
+from academic_pretraining.occupancy import Company
 
 ENVIRONMENT = {
     "kernels": "sdpa",
@@ -94,10 +95,6 @@ def taken() -> list[int]:
 def play(monkeypatch, tiny_config, tmp_path, given, taken, unlaunched):
     """Measure with sessions that end as a list says; the first `unready` ones never load."""
 
-    def alone():
-        taken.append(len(given) - 1)
-        return contextlib.nullcontext()
-
     def run(
         *sessions: Sequence[ProbeResult | BaseException],
         last_is_finished: bool = True,
@@ -105,8 +102,13 @@ def play(monkeypatch, tiny_config, tmp_path, given, taken, unlaunched):
         gpu_type: str = "h200",
         workers: int = 2,
         notes: Notes | None = None,
+        company: Company | None = None,
     ):
         ends = list(sessions)
+
+        def alone():
+            taken.append(len(given) - 1)
+            return contextlib.nullcontext(company or Company())
 
         def run_session(launched, config, effort, history, *, on_ready, on_probe, on_result):
             directory = launched.directory

@@ -12,7 +12,7 @@ import pytest
 from academic_pretraining import occupancy
 from academic_pretraining.errors import DeviceBusyError
 from academic_pretraining.gpus import Hardware
-from academic_pretraining.occupancy import check_idle, gpus_alone
+from academic_pretraining.occupancy import check_idle, gpus_alone, others_on
 
 TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
 
@@ -50,7 +50,7 @@ def test_idle_gpus_are_fine(smi):
 
 
 def test_a_busy_gpu_is_named_with_its_owner(smi):
-    smi((0, 20_480), apps="GPU-1, 4711, python3\nGPU-1, 12, /usr/bin/vllm, serve\n")
+    smi((0, 20_480), apps="GPU-1, 4711, 19000, python3\nGPU-1, 12, 900, /usr/bin/vllm, serve\n")
     with pytest.raises(DeviceBusyError) as error:
         check_idle(TWO, {})
     assert str(error.value) == (
@@ -58,6 +58,15 @@ def test_a_busy_gpu_is_named_with_its_owner(smi):
         "which would make the figures wrong: wait, choose another GPU with CUDA_VISIBLE_DEVICES, "
         "or give --allow-busy-gpus"
     )
+
+
+def test_a_process_with_little_memory_computes_too(smi):
+    smi((0, 700), apps="GPU-1, 4711, 520, python3\nGPU-0, 1, 60, nvidia-cuda-mps-server\n")
+    assert others_on(TWO, {}) == "GPU 1 has 0.7 GiB in use by python3 (process 4711)"
+    assert others_on(Hardware(num_nodes=1, gpus_per_node=1, gpu_type="h200"), {}) == ""
+    # Where nobody says how much, the device's own figure counts.
+    smi((0, 700), apps="GPU-1, 4711, [N/A], python3\n")
+    assert others_on(TWO, {}) == ""
 
 
 def test_a_container_may_not_see_who_it_is(smi):
@@ -201,8 +210,27 @@ def test_strangers_are_refused_at_once_unless_allowed(smi, holder, monkeypatch):
     smi((0, 20_480))
     with pytest.raises(DeviceBusyError, match=r"^GPU 1 has 20\.0 GiB"), gpus_alone(TWO, {}):
         pass
-    with gpus_alone(TWO, {}, allow_busy=True):
-        pass
+    with gpus_alone(TWO, {}, allow_busy=True) as company:
+        assert company.allowed
+        assert company.first == "GPU 1 has 20.0 GiB in use"
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_who_comes_later_is_seen_when_asked(smi, holder, monkeypatch, leaves):
+    smi((0, 0))
+    monkeypatch.setattr(occupancy, "PATIENCE_SECONDS", 5.0 if leaves else 0.0)
+    with gpus_alone(TWO, {}) as company:
+        smi((0, 20_480), *[(0, 0)] * leaves)
+        assert (company.allowed, company.first) == (False, "")
+        assert company.now() == ("" if leaves else "GPU 1 has 20.0 GiB in use")
+
+
+def test_a_cpu_has_no_company(smi):
+    smi((90_000,))
+    cpu = Hardware(num_nodes=1, gpus_per_node=1, gpu_type="cpu")
+    for alone in (gpus_alone(cpu, {}, allow_busy=True), occupancy.nobody_else()):
+        with alone as company:
+            assert (company.first, company.now()) == ("", "")
 
 
 def test_a_file_that_another_user_made_serves_too(smi, holder, tmp_path):

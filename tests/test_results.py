@@ -102,6 +102,8 @@ def test_a_row_in_full():
         "measured_at": 1.5e9,
         "current_recipe": True,
         "unlimited": True,
+        "limits": "",
+        "company": "",
         "current_libraries": True,
         "training_days": pytest.approx(2.5 * 143_000 / 86_400),
         "training_days_low": pytest.approx(4.13773 * (1 - math.hypot(0.02, 1.96 * 0.01 / 2.5))),

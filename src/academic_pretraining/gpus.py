@@ -237,8 +237,8 @@ def visible_devices(environment: Mapping[str, str]) -> tuple[Device, ...]:
         found[index] = Device(
             name=name,
             uuid=uuid,
-            memory_used_bytes=_mebibytes(used),
-            memory_total_bytes=_mebibytes(total),
+            memory_used_bytes=mebibytes(used),
+            memory_total_bytes=mebibytes(total),
         )
     chosen = environment.get("CUDA_VISIBLE_DEVICES")
     return tuple(found.values()) if chosen is None else tuple(_chosen(found, chosen.split(",")))
@@ -264,7 +264,7 @@ def ask_nvidia_smi(about: str, *figures: str) -> Iterator[list[str]]:
             yield parts
 
 
-def _mebibytes(figure: str) -> int:
+def mebibytes(figure: str) -> int:
     """Read nvidia-smi's MiB; 0 where it says that there is no figure, as on shared memory."""
     return int(figure) * 2**20 if figure.isdigit() else 0
 

@@ -6,18 +6,61 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from academic_pretraining.errors import DeviceBusyError
-from academic_pretraining.gpus import Device, Hardware, ask_nvidia_smi, visible_devices
+from academic_pretraining.gpus import Hardware, ask_nvidia_smi, mebibytes, visible_devices
 
 # What drivers and desktops hold is no training: a GiB, or a fiftieth of a large device.
 _IDLE_BYTES = 2**30
 _IDLE_SHARE = 0.02
+# A CUDA context alone takes more (300 to 500 MiB), MPS's server and a desktop's programs less.
+_PROCESS_BYTES = 2**28
 # The driver takes a few seconds to give a killed process's memory back.
 PATIENCE_SECONDS = 20.0
 # Not the TMPDIR of a script's user or job: the other script may have another one.
 _LOCKS = Path("/tmp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Company:
+    """Others on the GPUs that are measured, in words; empty for nobody.
+
+    Attributes:
+        allowed: whether the user does not mind them.
+        first: who was there when the GPUs were taken; nobody unless allowed.
+        now: looks again, and waits for what this script has just ended.
+    """
+
+    allowed: bool = False
+    first: str = ""
+    now: Callable[[], str] = str
+
+
+def nobody_else() -> contextlib.AbstractContextManager[Company]:
+    """Stand in for `gpus_alone` where the devices are taken for granted."""
+    return contextlib.nullcontext(Company())
+
+
+def others_on(
+    hardware: Hardware, environment: Mapping[str, str], *, patience_seconds: float = 0.0
+) -> str:
+    """Say who else computes on the GPUs that are measured: memory in use, and by whom.
+
+    Args:
+        hardware: what is measured; of more nodes than one, only this one is looked at.
+        environment: of this process.
+        patience_seconds: how long to wait for a process that is just ending.
+    """
+    if hardware.gpu.is_cpu:
+        return ""
+    end = time.monotonic() + patience_seconds
+    while said := _busy(hardware, environment):
+        if time.monotonic() >= end:
+            break
+        time.sleep(1.0)
+    return said
 
 
 def check_idle(
@@ -33,27 +76,24 @@ def check_idle(
     Raises:
         DeviceBusyError: with the memory that is in use, and by whom.
     """
-    if hardware.gpu.is_cpu:
-        return
-    end = time.monotonic() + patience_seconds
-    while True:
-        devices = visible_devices(environment)[: hardware.gpus_per_node]
-        busy = {i: d for i, d in enumerate(devices) if d.memory_used_bytes > _allowed(d)}
-        if not busy:
-            return
-        if time.monotonic() >= end:
-            break
-        time.sleep(1.0)
+    if said := others_on(hardware, environment, patience_seconds=patience_seconds):
+        raise DeviceBusyError(
+            f"{said}, which would make the figures wrong: wait, choose another GPU with "
+            "CUDA_VISIBLE_DEVICES, or give --allow-busy-gpus"
+        )
+
+
+def _busy(hardware: Hardware, environment: Mapping[str, str]) -> str:
+    devices = visible_devices(environment)[: hardware.gpus_per_node]
     owners = _owners()
-    said = [
-        f"GPU {index} has {device.memory_used_bytes / 2**30:.1f} GiB in use"
-        + (f" by {', '.join(owners[device.uuid])}" if device.uuid in owners else "")
-        for index, device in busy.items()
-    ]
-    raise DeviceBusyError(
-        f"{'; '.join(said)}, which would make the figures wrong: wait, choose another GPU with "
-        "CUDA_VISIBLE_DEVICES, or give --allow-busy-gpus"
-    )
+    said = []
+    for index, device in enumerate(devices):
+        here = owners.get(device.uuid, {})
+        much = is_much(device.memory_used_bytes, device.memory_total_bytes)
+        if much or any(used >= _PROCESS_BYTES for used in here.values()):
+            by = f" by {', '.join(here)}" if here else ""
+            said.append(f"GPU {index} has {device.memory_used_bytes / 2**30:.1f} GiB in use{by}")
+    return "; ".join(said)
 
 
 @contextlib.contextmanager
@@ -64,7 +104,7 @@ def gpus_alone(
     allow_busy: bool = False,
     patience_seconds: float = 0.0,
     on_wait: Callable[[str], None] = lambda text: None,
-) -> Iterator[None]:
+) -> Iterator[Company]:
     """Have the GPUs that will be measured without another script of this toolkit, or anybody.
 
     Scripts of one machine take turns, whatever their workspaces: each GPU has a lock in /tmp,
@@ -77,11 +117,14 @@ def gpus_alone(
         patience_seconds: how long to wait for a process of this script that is just ending.
         on_wait: told, once, that another script is being waited for.
 
+    Yields:
+        who is there in spite of it.
+
     Raises:
         DeviceBusyError: as `check_idle`.
     """
     if hardware.gpu.is_cpu:
-        yield
+        yield Company()
         return
     with contextlib.ExitStack() as held:
         devices = visible_devices(environment)[: hardware.gpus_per_node]
@@ -98,7 +141,13 @@ def gpus_alone(
                     patience_seconds = max(patience_seconds, PATIENCE_SECONDS)
         if not allow_busy:
             check_idle(hardware, environment, patience_seconds=patience_seconds)
-        yield
+        yield Company(
+            allowed=allow_busy,
+            first=others_on(hardware, environment) if allow_busy else "",
+            now=functools.partial(
+                others_on, hardware, environment, patience_seconds=PATIENCE_SECONDS
+            ),
+        )
 
 
 # Of this process, whose forks must not hold on to its locks: torchrunx forks a server of log
@@ -147,13 +196,16 @@ def _locks(descriptor: int, *, wait: bool) -> bool:
     return True
 
 
-def _allowed(device: Device) -> float:
-    return max(_IDLE_BYTES, _IDLE_SHARE * device.memory_total_bytes)
+def is_much(used_bytes: float, total_bytes: float) -> bool:
+    """Whether so much of a device's memory is in use that somebody computes there."""
+    return used_bytes > max(_IDLE_BYTES, _IDLE_SHARE * total_bytes)
 
 
-def _owners() -> dict[str, list[str]]:
-    """List the processes on each GPU, by its UUID; a container may see none."""
-    found: dict[str, list[str]] = {}
-    for uuid, pid, name in ask_nvidia_smi("compute-apps", "gpu_uuid", "pid", "process_name"):
-        found.setdefault(uuid, []).append(f"{name} (process {pid})")
+def _owners() -> dict[str, dict[str, int]]:
+    """Give the bytes of each process that computes, by the GPU's UUID; a container may see none."""
+    found: dict[str, dict[str, int]] = {}
+    for uuid, pid, used, name in ask_nvidia_smi(
+        "compute-apps", "gpu_uuid", "pid", "used_gpu_memory", "process_name"
+    ):
+        found.setdefault(uuid, {})[f"{name} (process {pid})"] = mebibytes(used)
     return found

@@ -97,6 +97,7 @@ class Measurement:
         checkpoint_bytes, save_peak_bytes: its size, and the largest device memory meanwhile.
         save_error: why it could not be written.
         communication_error: why communication could not be looked at.
+        company: who else was on the GPUs, where the user allowed it.
     """
 
     outcome: str
@@ -122,6 +123,7 @@ class Measurement:
     save_error: str = ""
     communication_error: str = ""
     out_of_memory_cause: str = ""
+    company: str = ""
 
 
 def to_record(
@@ -218,6 +220,8 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "measured_at": record["measured_at"],
         "current_recipe": is_current(recipe),
         "unlimited": not record.get("limits"),
+        "limits": ", ".join(f"--{name.replace('_', '-')}" for name in record.get("limits") or {}),
+        "company": measured.get("company") or "",
     }
 
 

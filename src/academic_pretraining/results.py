@@ -56,6 +56,8 @@ SCHEMA = pl.Schema(
         "measured_at": pl.Float64,
         "current_recipe": pl.Boolean,
         "unlimited": pl.Boolean,
+        "limits": pl.String,
+        "company": pl.String,
     }
 )
 

@@ -1,4 +1,5 @@
 import errno
+import os
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
@@ -67,6 +68,34 @@ def test_the_allocators_text_is_read():
     assert failure.requested_bytes == int(2.5 * GIB)
     assert failure.free_bytes == int(1.31 * GIB)
     assert failure.cause.startswith("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.50")
+
+
+# As the same file writes what other processes hold; in a container none is known to be one's own.
+def held(*processes: int, known: bool = True) -> str:
+    said = " ".join(f"Process {p} has 14.26 GiB memory in use." for p in processes)
+    text = ALLOCATOR.replace("Including non-PyTorch", f"{said} Including non-PyTorch")
+    return text if known else text.replace("this process has", "Process 9 has")
+
+
+def test_what_others_hold_is_told_apart():
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        strange = [stranger.pid, gone.pid]
+        expected = {
+            held(): 0,
+            held(os.getpid()): 0,
+            held(stranger.pid): int(14.26 * GIB),
+            held(os.getpid(), *strange): 2 * int(14.26 * GIB),
+            held(*strange, known=False): None,
+        }
+        assert {
+            text: classify(torch.OutOfMemoryError(text)).others_bytes for text in expected
+        } == expected
+    finally:
+        stranger.kill()
+        stranger.wait()
 
 
 @pytest.mark.parametrize(

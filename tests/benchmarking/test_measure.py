@@ -6,10 +6,12 @@ from playing import a_checkpoint, a_result, an_exchange
 
 from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.benchmarking.measure import measure
+from academic_pretraining.benchmarking.notes import Notes
 from academic_pretraining.benchmarking.post_mortem import NO_PROBE
 from academic_pretraining.benchmarking.probes import Outcome, ProbeResult, Purpose
 from academic_pretraining.benchmarking.sessions import Sessions
-from academic_pretraining.errors import MeasurementError
+from academic_pretraining.errors import DeviceBusyError, MeasurementError
+from academic_pretraining.occupancy import Company
 
 UNBEGUN = ProbeResult(probe=NO_PROBE, outcome=Outcome.CRASHED)
 
@@ -174,3 +176,52 @@ def test_communication_that_cannot_be_seen_costs_neither_timing_nor_checkpoint(
     assert found.communication_error == "no CUPTI"
     assert found.save_seconds == 3.0
     assert found.out_of_memory_micro_batch_size is None
+
+
+HELD = 14 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("held", "company", "kept"),
+    [(HELD, Company(), False), (2**30, Company(), True), (HELD, Company(allowed=True), True)],
+    ids=["much", "little", "allowed"],
+)
+def test_memory_that_others_held_is_no_result_unless_allowed(play, given, held, company, kept):
+    memory = a_result(8, Outcome.OUT_OF_MEMORY, others_bytes=held)
+    found = play([memory], [a_result(4)], company=company)
+    assert [r.outcome for r in given[1][0]] == [Outcome.OUT_OF_MEMORY] * kept
+    assert found.out_of_memory_micro_batch_size == (8 if kept else None)
+
+
+def test_memory_that_others_go_on_to_hold_is_named(play):
+    memory = a_result(8, Outcome.OUT_OF_MEMORY, others_bytes=HELD, cause="too little", log="1.log")
+    with pytest.raises(MeasurementError) as caught:
+        play([memory], [memory])
+    assert str(caught.value) == (
+        "pythia-14m on 2 x h200: naive: out of memory in timing at micro-batch 8, others held "
+        "14.0 GiB: too little (log: 1.log)"
+    )
+
+
+def test_what_was_measured_beside_others_says_so_where_they_are_allowed(play, tmp_path):
+    notes = Notes(tmp_path / "notes.jsonl", {})
+    said = "GPU 1 has 20.0 GiB in use"
+    found = play([a_result(4)], company=Company(allowed=True, first=said), notes=notes)
+    assert found.company == said
+    # The next process may be alone.
+    assert notes.recall() == []
+    assert play([a_result(4)], company=Company(allowed=True, now=lambda: said)).company == said
+    assert play([a_result(4)]).company == ""
+
+
+def test_what_others_came_to_is_not_kept(play, tmp_path):
+    path = tmp_path / "notes.jsonl"
+    company = Company(now=lambda: "GPU 1 has 20.0 GiB in use")
+    with pytest.raises(DeviceBusyError) as caught:
+        play([a_result(4)], company=company, notes=Notes(path, {}))
+    assert str(caught.value) == (
+        "pythia-14m on 2 x h200: naive: others came to its GPUs meanwhile: GPU 1 has 20.0 GiB in "
+        "use; its figures are not kept: run the same command when they are gone, or give "
+        "--allow-busy-gpus"
+    )
+    assert not path.exists()

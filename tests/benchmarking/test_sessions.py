@@ -8,6 +8,7 @@ from academic_pretraining.benchmarking.effort import QUICK, Effort
 from academic_pretraining.benchmarking.measure import measure
 from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.gpus import Hardware
+from academic_pretraining.occupancy import Company
 
 TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
 
@@ -96,7 +97,7 @@ def test_settings_follow_each_other_without_waiting_for_a_launch(tmp_path, tiny_
         [asked] = [p for p in tmp_path.glob("session-*") if (p / "rank0.ready").exists()]
         assert not (asked / "request.json").exists()
         entered.append(asked.name)
-        yield
+        yield Company()
 
     sessions = Sessions(tmp_path, alone=alone, ahead=True)
     sessions.more = True

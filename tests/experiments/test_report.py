@@ -69,6 +69,25 @@ def test_a_row_in_full():
     ]
 
 
+@pytest.mark.parametrize(
+    ("limits", "company", "said"),
+    [
+        ({}, "", ""),
+        ({"micro_batch_sizes": [4]}, "", " (with --micro-batch-sizes)"),
+        ({"timing_seconds": 1, "x": 2}, "", " (with --timing-seconds, --x)"),
+        (
+            {"allow_busy_gpus": True},
+            "GPU 1 has 20 GiB in use",
+            " (with --allow-busy-gpus) (beside others on the GPUs)",
+        ),
+    ],
+)
+def test_a_result_under_other_conditions_is_marked(limits, company, said):
+    measurement = dataclasses.replace(MEASURED, company=company)
+    [row] = cells(record_of(measurement=measurement) | {"limits": limits})
+    assert row[0] == f"pythia-160m{said}"
+
+
 def test_images_nodes_and_a_missing_datasheet():
     best = dataclasses.replace(TIMING, mfu=None, step_seconds=4.0)
     nodes = Hardware(num_nodes=4, gpus_per_node=8, gpu_type="h200")

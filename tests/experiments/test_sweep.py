@@ -16,6 +16,7 @@ from academic_pretraining.errors import (
     HardwareMismatchError,
     MeasurementError,
 )
+from academic_pretraining.occupancy import Company
 from academic_pretraining.records import config_of
 from experiments.sweep import SweepEnd, sweep
 from experiments.workspace import incomplete, read_records
@@ -51,7 +52,7 @@ def walk(tmp_path, log):
         @contextlib.contextmanager
         def alone():
             check()
-            yield
+            yield Company()
 
         log.lines.clear()
         keywords["alone"] = alone

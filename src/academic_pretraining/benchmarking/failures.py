@@ -2,6 +2,7 @@
 
 import contextlib
 import linecache
+import os
 import re
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,9 @@ _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _REQUESTED = re.compile(r"Tried to allocate ([\d.]+) (\w+)")
 _HOST_REQUESTED = re.compile(r"you tried to allocate (\d+) (bytes)")
 _FREE = re.compile(r"of which ([\d.]+) (\w+) is free")
+# PyTorch tells the other processes from its own, unless a container hides which one that is.
+_OWN = "this process has"
+_OTHERS = re.compile(r"Process (\d+) has ([\d.]+) (\w+) memory in use")
 _DRIVER = "CUDA error: out of memory"
 # What the driver says, which has other words for a device that broke.
 _OF_THE_DRIVER = (
@@ -73,6 +77,7 @@ class Failure:
         cause: the exception in one line.
         requested_bytes: of the allocation that failed.
         free_bytes: device memory that was free then.
+        others_bytes: device memory that other processes held then, where PyTorch could tell.
         misses_another: whether it only tells that another rank is no more.
         transient: whether a second try may end otherwise; not where plain Python went wrong, and
             not soon where the disk is full.
@@ -84,6 +89,7 @@ class Failure:
     misses_another: bool = False
     requested_bytes: int | None = None
     free_bytes: int | None = None
+    others_bytes: int | None = None
 
 
 def classify(
@@ -160,6 +166,7 @@ def _device_allocation(error: BaseException, device_memory: DeviceMemory) -> Fai
         cause=_one_line(error),
         requested_bytes=_bytes(_REQUESTED, text) or _bytes(_NCCL_ALLOCATION, text),
         free_bytes=free_bytes,
+        others_bytes=_held_by_others(text),
     )
 
 
@@ -237,6 +244,24 @@ def _bytes(pattern: re.Pattern[str], text: str) -> int | None:
     if not found or found[2] not in _UNITS:
         return None
     return int(float(found[1]) * _UNITS[found[2]])
+
+
+def _held_by_others(text: str) -> int | None:
+    """Add up what PyTorch says of other processes than this session's."""
+    if _OWN not in text:
+        return None
+    return sum(
+        int(float(number) * _UNITS.get(unit, 0))
+        for process, number, unit in _OTHERS.findall(text)
+        if not _is_of_this_session(int(process))
+    )
+
+
+def _is_of_this_session(process: int) -> bool:
+    """Whether it is in this one's group, as all ranks are; elsewhere its number means nothing."""
+    with contextlib.suppress(ProcessLookupError, OverflowError):
+        return os.getpgid(process) == os.getpgid(0)
+    return False
 
 
 def _one_line(error: BaseException) -> str:

@@ -15,7 +15,8 @@ from academic_pretraining.benchmarking.scratch import keep
 from academic_pretraining.benchmarking.search import next_probe
 from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import TrainingConfig
-from academic_pretraining.errors import MeasurementError
+from academic_pretraining.errors import DeviceBusyError, MeasurementError
+from academic_pretraining.occupancy import Company, is_much
 from academic_pretraining.records import Measurement
 
 _NO_RESULT = (Outcome.CRASHED, Outcome.HUNG, Outcome.HOST_OUT_OF_MEMORY)
@@ -42,6 +43,7 @@ def measure(
         MeasurementError: a session crashed or hung, and once more where that may help (out of
             memory in a probe is a result); or as `conclude`.
         HardwareMismatchError: the machine is not what was declared.
+        DeviceBusyError: others compute on its GPUs, or came to them meanwhile, uninvited.
     """
     with ExitStack() as devices:
         return _measure(config, effort, sessions, on_probe, notes, devices)
@@ -60,20 +62,20 @@ def _measure(
     earlier_seconds = sum(result.seconds for result in history)
     ends: list[SessionEnd] = []
     crashes = 0
-    taken = False
+    company: Company | None = None
     waited_seconds = 0.0
 
-    def note(result: ProbeResult) -> None:
-        if notes:
-            notes.add([result])
+    def note(results: list[ProbeResult]) -> None:
+        # What was measured in company is no part of a measurement without.
+        if notes and not (company and company.first):
+            notes.add(results)
 
     def take_devices() -> None:
-        nonlocal taken, waited_seconds
-        if not taken:
+        nonlocal company, waited_seconds
+        if company is None:
             waits = time.monotonic()
-            devices.enter_context(sessions.alone())
+            company = devices.enter_context(sessions.alone())
             waited_seconds = time.monotonic() - waits
-            taken = True
         # Another setting, or another session of this one. What is offloaded is computed by the
         # host, and would be timed while they load libraries.
         if not config.method.offloading:
@@ -89,7 +91,7 @@ def _measure(
                 history,
                 on_ready=take_devices,
                 on_probe=on_probe,
-                on_result=note,
+                on_result=lambda result: note([result]),
             )
             ends.append(end)
             last = end.results[-1] if end.results else None
@@ -110,19 +112,38 @@ def _measure(
             elif last and last.outcome is Outcome.COMPILE_FAILED:
                 keep(directory)
             elif last and (
-                last.outcome in _NO_RESULT or (last.outcome is Outcome.OUT_OF_MEMORY and not begun)
+                last.outcome in _NO_RESULT
+                or (last.outcome is Outcome.OUT_OF_MEMORY and not begun)
+                or _is_of_others(last, config, company)
             ):
                 # Memory that somebody else had taken is no result either.
                 keep(directory)
                 crashes += 1
                 if crashes == 2 or not last.transient:
+                    held = last.others_bytes
+                    by = f", others held {held / 2**30:.1f} GiB" if held else ""
                     raise MeasurementError(
                         f"{config.label}: {last.outcome} {'in' if begun else 'before'} "
-                        f"{last.probe.description}: {last.cause} (log: {last.log})"
+                        f"{last.probe.description}{by}: {last.cause} (log: {last.log})"
                     )
                 end.results.pop()
         history += end.results
-        if notes:
-            notes.add(end.results)
+        note(end.results)
     wall_seconds = time.monotonic() - began - waited_seconds + earlier_seconds
-    return conclude(config, history, ends, wall_seconds=wall_seconds)
+    others = (company.first or company.now()) if company else ""
+    if others and company and not company.allowed:
+        if notes:
+            notes.forget()
+        raise DeviceBusyError(
+            f"{config.label}: others came to its GPUs meanwhile: {others}; its figures are not "
+            "kept: run the same command when they are gone, or give --allow-busy-gpus"
+        )
+    return replace(conclude(config, history, ends, wall_seconds=wall_seconds), company=others)
+
+
+def _is_of_others(result: ProbeResult, config: TrainingConfig, company: Company | None) -> bool:
+    """Whether a probe lacked memory that others had, who are not allowed there."""
+    if result.outcome is not Outcome.OUT_OF_MEMORY or (company and company.allowed):
+        return False
+    total_bytes = (config.hardware.gpu.memory_gib or 0.0) * 2**30
+    return is_much(result.others_bytes or 0, total_bytes)

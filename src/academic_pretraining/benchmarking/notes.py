@@ -54,6 +54,12 @@ class Notes:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._path, "\n".join(lines) + "\n")
 
+    def forget(self) -> None:
+        """Let go of all that was noted; the next process begins anew."""
+        self._results.clear()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
 
 def _checked(result: ProbeResult) -> ProbeResult:
     """Refuse what cannot be computed with, whoever wrote it.

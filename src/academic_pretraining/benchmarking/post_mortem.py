@@ -133,6 +133,7 @@ def failed(probe: Probe | None, directory: Path, failure: dict[str, Any] | None)
         cause=failure["cause"],
         requested_bytes=failure["requested_bytes"],
         free_bytes=failure["free_bytes"],
+        others_bytes=failure.get("others_bytes"),
         transient=failure["transient"],
         log=failure["log"],
     )

@@ -124,6 +124,7 @@ class ProbeResult:
         device_bytes: memory of the device (host memory for a CPU).
         requested_bytes: of the allocation that failed, where it says so.
         free_bytes: device memory that was free then.
+        others_bytes: device memory that others than this session held then, where that is known.
         graphs: how many graphs `torch.compile` made.
         build_seconds: model, dataset and Trainer.
         warm_up_seconds: until the end of the first optimizer step, compilation included.
@@ -148,6 +149,7 @@ class ProbeResult:
     device_bytes: int = 0
     requested_bytes: int | None = None
     free_bytes: int | None = None
+    others_bytes: int | None = None
     graphs: int = 0
     build_seconds: float = 0.0
     warm_up_seconds: float = 0.0

@@ -2,12 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from academic_pretraining.benchmarking.launch import Launched, launch
 from academic_pretraining.benchmarking.scratch import remove_abandoned, session_folder
 from academic_pretraining.gpus import Hardware
+from academic_pretraining.occupancy import Company, nobody_else
 
 
 class Sessions:
@@ -17,7 +18,8 @@ class Sessions:
 
     Args:
         scratch: folder for temporary ones, shared by all nodes; logs of failures stay there.
-        alone: entered for as long as a setting uses the devices; raises where they will not do.
+        alone: entered for as long as a setting uses the devices; tells who else is there, and
+            raises where they will not do.
         ahead: whether to launch the next session while one measures, which takes about one core
             for each rank for half a minute.
 
@@ -29,7 +31,7 @@ class Sessions:
         self,
         scratch: Path,
         *,
-        alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+        alone: Callable[[], AbstractContextManager[Company]] = nobody_else,
         ahead: bool = False,
     ) -> None:
         self.scratch = scratch
