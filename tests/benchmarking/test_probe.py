@@ -58,6 +58,17 @@ def test_the_warm_up_is_as_long_as_asked(config, tmp_path, warm_up_steps, accumu
     assert [s.accumulation for s in result.samples] == accumulations
 
 
+@pytest.mark.parametrize(
+    ("enough_seconds", "accumulations"), [(0.0, [1]), (3600.0, [1, 4, 1]), (None, [1, 4, 1])]
+)
+def test_a_run_ends_with_an_epoch_when_it_is_enough(
+    config, tmp_path, enough_seconds, accumulations
+):
+    probe = dataclasses.replace(TIMING, enough_seconds=enough_seconds)
+    result = run_probe(config, probe, output_dir=str(tmp_path))
+    assert [s.accumulation for s in result.samples] == accumulations
+
+
 @pytest.fixture
 def watched(monkeypatch) -> list[Trainer]:
     """The Trainer of a probe, at the end of its training."""

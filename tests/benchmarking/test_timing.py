@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
-from academic_pretraining.benchmarking.timing import StepTimer
+from academic_pretraining.benchmarking import timing
+from academic_pretraining.benchmarking.timing import EnoughTimed, StepTimer
 
 # The system's sleep may not wake early, but two clocks may differ a little.
 NAP = 0.02
@@ -195,3 +196,41 @@ def test_a_second_training_forgets_the_first(tmp_path):
     trainer.train()
     assert [s.accumulation for s in timer.samples()] == [4, 4, 4]
     assert timer.samples() != before
+
+
+class Clock(TrainerCallback):
+    """Lets a second go by in each step, of a time that does not run by itself."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.now += 1.0
+
+
+@pytest.mark.parametrize(
+    ("enough_seconds", "slowest", "steps"),
+    [
+        (100.0, 0.0, 15),
+        (0.0, 0.0, 5),
+        (4.0, 0.0, 5),
+        (4.5, 0.0, 10),
+        (9.5, 0.0, 15),
+        (9.5, 9.5, 5),
+    ],
+)
+def test_a_run_that_has_lasted_long_enough_ends_with_its_epoch(
+    tmp_path, monkeypatch, enough_seconds, slowest, steps
+):
+    clock = Clock()
+    monkeypatch.setattr(timing.time, "perf_counter", clock)
+    # Another rank may be slower than this one.
+    monkeypatch.setattr(timing, "gather", lambda mine: [mine, slowest])
+    timer = StepTimer(cuda=False, warm_up_steps=1)
+    enough = EnoughTimed(enough_seconds)
+    trainer = train(tmp_path, timer, 18, epochs=3, callbacks=[clock, enough])
+    # Five steps an epoch, of which the first one does not count.
+    assert trainer.state.global_step == steps

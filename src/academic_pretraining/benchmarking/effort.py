@@ -8,7 +8,9 @@ class Effort:
     """How much time a measurement may take.
 
     Attributes:
-        timing_seconds: wished length of one timing run, compilation left out.
+        timing_seconds: wished length of one timing run, compilation left out. Where nothing says
+            beforehand how long a micro-batch takes, a run of several epochs ends with the one by
+            which it has lasted so long.
         most_timings: micro-batch sizes to time at most.
         relative_error: standard error of the real step over its seconds that is good enough.
         most_refinements: longer runs at the best micro-batch to come there, at most.
@@ -45,7 +47,7 @@ QUICK = Effort(
     micro_batch_sizes=(1,),
     saves=False,
     most_refinements=0,
-    high_steps=2,
+    high_steps=3,
     epochs=3,
     warm_up_steps=1,
 )

@@ -26,7 +26,7 @@ from academic_pretraining.benchmarking.probes import (
     StepSample,
 )
 from academic_pretraining.benchmarking.ranks import gather
-from academic_pretraining.benchmarking.timing import SaveTimer, StepTimer
+from academic_pretraining.benchmarking.timing import EnoughTimed, SaveTimer, StepTimer
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.training_arguments import training_arguments_fields
 
@@ -66,6 +66,8 @@ def run_probe(
     host = HostWatch(probe.warm_up_steps)
     if probe.purpose is Purpose.TIMING:
         trainer.add_callback(host)
+    if probe.epochs > 1 and probe.enough_seconds is not None:
+        trainer.add_callback(EnoughTimed(probe.enough_seconds))
     timer.on_warm = on_warm
     built = time.perf_counter()
     graphs_before = _compiled_graphs()

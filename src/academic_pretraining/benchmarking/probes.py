@@ -43,6 +43,8 @@ class Probe:
         low: accumulation of each epoch's last step; 0 for none.
         high_steps: optimizer steps with `high` in each epoch.
         epochs: repetitions.
+        enough_seconds: after the first step; no further epoch begins when they are over. `None`
+            for no such limit.
         warm_up_steps: optimizer steps at the beginning that are not timed.
         compile: whether `torch.compile` is asked for.
         deadline_seconds: from the start of the probe, model building and compilation included.
@@ -54,13 +56,14 @@ class Probe:
     low: int = 0
     high_steps: int
     epochs: int = 1
+    enough_seconds: float | None = None
     warm_up_steps: int = 2
     compile: bool
     deadline_seconds: float
 
     @property
     def optimizer_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Optimizer steps of the whole run, at most."""
         return self.epochs * (self.high_steps + (self.low > 0))
 
     @property

@@ -236,6 +236,7 @@ def _timing_probe(
         low=low,
         high_steps=high_steps,
         epochs=epochs,
+        enough_seconds=effort.timing_seconds,
         warm_up_steps=effort.warm_up_steps,
         compile=compiles,
         deadline_seconds=effort.timing_deadline_seconds,

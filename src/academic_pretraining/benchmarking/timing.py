@@ -8,6 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from academic_pretraining.benchmarking.probes import StepSample
+from academic_pretraining.benchmarking.ranks import gather
 
 Mark = torch.cuda.Event | float
 
@@ -123,6 +124,29 @@ class StepTimer(TrainerCallback):
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+class EnoughTimed(TrainerCallback):
+    """Ends a training with the epoch by which it has lasted long enough, on all ranks alike.
+
+    Args:
+        enough_seconds: wall time after the first step.
+    """
+
+    def __init__(self, enough_seconds: float) -> None:
+        self.enough_seconds = enough_seconds
+        self._began: float | None = None
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Begin when everything has been compiled."""
+        if self._began is None:
+            self._began = time.perf_counter()
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        """Ask all ranks, while no step is timed: an epoch's first one is left out."""
+        lasted = time.perf_counter() - self._began if self._began is not None else 0.0
+        if max(gather(lasted)) >= self.enough_seconds:
+            control.should_training_stop = True
 
 
 @dataclass
