@@ -232,6 +232,16 @@ def test_a_cpu_is_timed_without_a_memory_ramp():
     assert timed(history) == [1]
 
 
+@pytest.mark.parametrize("wish", [1.0, 4.0])
+def test_a_run_of_an_unknown_speed_ends_when_it_was_long_enough(wish):
+    effort = dataclasses.replace(QUICK, timing_seconds=wish)
+    [result] = search(config_on("cpu", 2), Device(), effort)
+    assert (result.probe.epochs, result.probe.enough_seconds) == (QUICK.epochs, wish)
+    # Whatever it lasts, the first epoch holds two long steps and a short one to fit.
+    assert result.probe.high_steps - QUICK.warm_up_steps == 2
+    assert result.probe.low
+
+
 def test_only_the_wanted_sizes_are_considered():
     history = search(
         config_on(), Device(), dataclasses.replace(NORMAL, micro_batch_sizes=(2, 8, 7))
