@@ -42,7 +42,7 @@ class Effort:
 
 
 QUICK = Effort(
-    timing_seconds=4.0,
+    timing_seconds=12.0,
     most_timings=1,
     micro_batch_sizes=(1,),
     saves=False,

@@ -21,6 +21,13 @@ _FREE = re.compile(r"of which ([\d.]+) (\w+) is free")
 # PyTorch tells the other processes from its own, unless a container hides which one that is.
 _OWN = "this process has"
 _OTHERS = re.compile(r"Process (\d+) has ([\d.]+) (\w+) memory in use")
+_TOTAL = re.compile(r"total capacity of ([\d.]+) (\w+)")
+_OF_PYTORCH = (
+    re.compile(r"([\d.]+) (\w+) is allocated by PyTorch"),
+    re.compile(r"([\d.]+) (\w+) is reserved by PyTorch but unallocated"),
+)
+# What else a rank may hold: its CUDA context, kernels and NCCL's buffers.
+_BESIDE_PYTORCH_BYTES = 4 * 2**30
 _DRIVER = "CUDA error: out of memory"
 # What the driver says, which has other words for a device that broke.
 _OF_THE_DRIVER = (
@@ -77,7 +84,8 @@ class Failure:
         cause: the exception in one line.
         requested_bytes: of the allocation that failed.
         free_bytes: device memory that was free then.
-        others_bytes: device memory that other processes held then, where PyTorch could tell.
+        others_bytes: device memory that other processes held then, where PyTorch could tell; at
+            least, where a container hides them.
         misses_another: whether it only tells that another rank is no more.
         transient: whether a second try may end otherwise; not where plain Python went wrong, and
             not soon where the disk is full.
@@ -247,9 +255,12 @@ def _bytes(pattern: re.Pattern[str], text: str) -> int | None:
 
 
 def _held_by_others(text: str) -> int | None:
-    """Add up what PyTorch says of other processes than this session's."""
+    """Add up what PyTorch says of other processes than this session's, or find what is missing."""
     if _OWN not in text:
-        return None
+        total, free, *own = (_bytes(p, text) for p in (_TOTAL, _FREE, *_OF_PYTORCH))
+        if total is None or free is None:
+            return None
+        return max(0, total - free - sum(b or 0 for b in own) - _BESIDE_PYTORCH_BYTES)
     return sum(
         int(float(number) * _UNITS.get(unit, 0))
         for process, number, unit in _OTHERS.findall(text)
