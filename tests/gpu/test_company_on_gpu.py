@@ -1,4 +1,4 @@
-"""Strangers on a GPU that is measured, as the driver and the allocator show them; `pytest -m gpu`."""
+"""Strangers on a GPU that is measured, as driver and allocator show them; `pytest -m gpu`."""
 
 import contextlib
 import dataclasses
