@@ -1,4 +1,4 @@
-"""One invented measurement, for tests to change."""
+"""One invented measurement, for tests to change, and what an allocator says."""
 
 import dataclasses
 
@@ -49,4 +49,14 @@ MEASURED = Measurement(
 )
 OUT_OF_MEMORY = dataclasses.replace(
     MEASURED, outcome="out of memory", best=None, timings=(), compile="off"
+)
+
+# As c10/cuda/CUDACachingAllocator.cpp writes it.
+ALLOCATOR = (
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 139.81 GiB of "
+    "which 1.31 GiB is free. Including non-PyTorch memory, this process has 138.49 GiB memory in "
+    "use. Of the allocated memory 136.93 GiB is allocated by PyTorch, and 72.13 MiB is reserved by "
+    "PyTorch but unallocated. If reserved but unallocated memory is large try setting "
+    "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation.  See documentation "
+    "for Memory Management  (https://pytorch.org/docs/stable/notes/cuda.html)"
 )

@@ -1,5 +1,4 @@
 import errno
-import os
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
@@ -7,6 +6,7 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 import torch
 import torch.distributed as dist
+from samples import ALLOCATOR
 
 from academic_pretraining.benchmarking.failures import classify
 from academic_pretraining.benchmarking.probes import Outcome
@@ -14,15 +14,6 @@ from academic_pretraining.errors import MeasurementError
 
 MIB, GIB = 2**20, 2**30
 
-# As c10/cuda/CUDACachingAllocator.cpp writes it.
-ALLOCATOR = (
-    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 139.81 GiB of "
-    "which 1.31 GiB is free. Including non-PyTorch memory, this process has 138.49 GiB memory in "
-    "use. Of the allocated memory 136.93 GiB is allocated by PyTorch, and 72.13 MiB is reserved by "
-    "PyTorch but unallocated. If reserved but unallocated memory is large try setting "
-    "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation.  See documentation "
-    "for Memory Management  (https://pytorch.org/docs/stable/notes/cuda.html)"
-)
 OTHERS = [
     "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other "
     "API call, so the stacktrace below might be incorrect.\nFor debugging consider passing "
@@ -68,39 +59,6 @@ def test_the_allocators_text_is_read():
     assert failure.requested_bytes == int(2.5 * GIB)
     assert failure.free_bytes == int(1.31 * GIB)
     assert failure.cause.startswith("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.50")
-
-
-# As the same file writes what other processes hold; in a container none is known to be one's own.
-def held(*processes: int, known: bool = True) -> str:
-    said = " ".join(f"Process {p} has 14.26 GiB memory in use." for p in processes)
-    text = ALLOCATOR.replace("Including non-PyTorch", f"{said} Including non-PyTorch")
-    return text if known else text.replace("this process has", "Process 9 has")
-
-
-def test_what_others_hold_is_told_apart():
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
-    try:
-        strange = [stranger.pid, gone.pid]
-        expected = {
-            held(): 0,
-            held(os.getpid()): 0,
-            held(stranger.pid): int(14.26 * GIB),
-            held(os.getpid(), *strange): 2 * int(14.26 * GIB),
-            # 139.81 in all less 1.31 free, 136.93 and 0.07 PyTorch's own, 4 of the rank beside.
-            held(*strange, known=False): 0,
-            held(*strange, known=False).replace("136.93", "96.93"): pytest.approx(
-                (139.81 - 1.31 - 96.93 - 72.13 / 1024 - 4) * GIB, abs=4
-            ),
-            "CUDA out of memory. Tried to allocate 1.00 GiB.": None,
-        }
-        assert {
-            text: classify(torch.OutOfMemoryError(text)).others_bytes for text in expected
-        } == expected
-    finally:
-        stranger.kill()
-        stranger.wait()
 
 
 @pytest.mark.parametrize(

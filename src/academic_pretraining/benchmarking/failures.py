@@ -2,8 +2,6 @@
 
 import contextlib
 import linecache
-import os
-import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,23 +9,17 @@ from pathlib import Path
 
 import torch
 
+from academic_pretraining.benchmarking.allocator_text import (
+    FREE,
+    HOST_REQUESTED,
+    NCCL_REQUESTED,
+    REQUESTED,
+    bytes_of,
+    held_by_others,
+)
 from academic_pretraining.benchmarking.probes import Outcome
 from academic_pretraining.benchmarking.storage import is_full, says_full
 
-_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_REQUESTED = re.compile(r"Tried to allocate ([\d.]+) (\w+)")
-_HOST_REQUESTED = re.compile(r"you tried to allocate (\d+) (bytes)")
-_FREE = re.compile(r"of which ([\d.]+) (\w+) is free")
-# PyTorch tells the other processes from its own, unless a container hides which one that is.
-_OWN = "this process has"
-_OTHERS = re.compile(r"Process (\d+) has ([\d.]+) (\w+) memory in use")
-_TOTAL = re.compile(r"total capacity of ([\d.]+) (\w+)")
-_OF_PYTORCH = (
-    re.compile(r"([\d.]+) (\w+) is allocated by PyTorch"),
-    re.compile(r"([\d.]+) (\w+) is reserved by PyTorch but unallocated"),
-)
-# What else a rank may hold: its CUDA context, kernels and NCCL's buffers.
-_BESIDE_PYTORCH_BYTES = 4 * 2**30
 _DRIVER = "CUDA error: out of memory"
 # What the driver says, which has other words for a device that broke.
 _OF_THE_DRIVER = (
@@ -42,8 +34,6 @@ _OTHER_ALLOCATIONS = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "Cuda failure 2 'out of memory'",
 )
-# NCCL's last words (2.28).
-_NCCL_ALLOCATION = re.compile(r"Failed to CUDA [cm]alloc(?: async)? (\d+) (bytes)")
 # What the host says of its own memory: PyTorch's allocator, Python, the operating system.
 _HOST_ALLOCATIONS = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -122,7 +112,7 @@ def classify(
                 outcome=Outcome.HOST_OUT_OF_MEMORY,
                 cause=cause,
                 transient=False,
-                requested_bytes=_bytes(_HOST_REQUESTED, str(link)),
+                requested_bytes=bytes_of(HOST_REQUESTED, str(link)),
             )
     for link in _chain(error):
         if failure := _device_allocation(link, device_memory):
@@ -155,9 +145,9 @@ def _device_allocation(error: BaseException, device_memory: DeviceMemory) -> Fai
     is another one: those count where the device is full, or where nobody knows.
     """
     text = str(error)
-    free_bytes = _bytes(_FREE, text)
+    free_bytes = bytes_of(FREE, text)
     if not isinstance(error, torch.OutOfMemoryError):
-        if not any(a in text for a in _OTHER_ALLOCATIONS) and not _NCCL_ALLOCATION.search(text):
+        if not any(a in text for a in _OTHER_ALLOCATIONS) and not NCCL_REQUESTED.search(text):
             return None
         try:
             memory = device_memory()
@@ -172,9 +162,9 @@ def _device_allocation(error: BaseException, device_memory: DeviceMemory) -> Fai
     return Failure(
         outcome=Outcome.OUT_OF_MEMORY,
         cause=_one_line(error),
-        requested_bytes=_bytes(_REQUESTED, text) or _bytes(_NCCL_ALLOCATION, text),
+        requested_bytes=bytes_of(REQUESTED, text) or bytes_of(NCCL_REQUESTED, text),
         free_bytes=free_bytes,
-        others_bytes=_held_by_others(text),
+        others_bytes=held_by_others(text),
     )
 
 
@@ -245,34 +235,6 @@ def _chain(error: BaseException) -> list[BaseException]:
         # Also where it was suppressed: dynamo raises its error `from None`, whatever led to it.
         link = link.__cause__ or link.__context__
     return links
-
-
-def _bytes(pattern: re.Pattern[str], text: str) -> int | None:
-    found = pattern.search(text)
-    if not found or found[2] not in _UNITS:
-        return None
-    return int(float(found[1]) * _UNITS[found[2]])
-
-
-def _held_by_others(text: str) -> int | None:
-    """Add up what PyTorch says of other processes than this session's, or find what is missing."""
-    if _OWN not in text:
-        total, free, *own = (_bytes(p, text) for p in (_TOTAL, _FREE, *_OF_PYTORCH))
-        if total is None or free is None:
-            return None
-        return max(0, total - free - sum(b or 0 for b in own) - _BESIDE_PYTORCH_BYTES)
-    return sum(
-        int(float(number) * _UNITS.get(unit, 0))
-        for process, number, unit in _OTHERS.findall(text)
-        if not _is_of_this_session(int(process))
-    )
-
-
-def _is_of_this_session(process: int) -> bool:
-    """Whether it is in this one's group, as all ranks are; elsewhere its number means nothing."""
-    with contextlib.suppress(ProcessLookupError, OverflowError):
-        return os.getpgid(process) == os.getpgid(0)
-    return False
 
 
 def _one_line(error: BaseException) -> str:
