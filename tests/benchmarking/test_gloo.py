@@ -22,8 +22,8 @@ from academic_pretraining.methods import Sharding
 
 pytestmark = pytest.mark.slow
 
-# An epoch of 2 steps with 3 micro-batches each and one with 1, three times.
-MICRO_BATCHES, STEPS = 21, 9
+# An epoch: three steps with 3 micro-batches each, and one with 1. Its first step is not timed.
+MICRO_BATCHES, STEPS, TIMED = 10, 4, [3, 3, 1]
 
 
 @every_method
@@ -33,11 +33,14 @@ def test_a_session_trains_and_ends(recorded, method):
     [result] = session.end.results
     assert result.outcome is Outcome.OK
     assert (result.probe.purpose, result.probe.micro_batch_size) == (Purpose.TIMING, 1)
-    assert [s.accumulation for s in result.samples] == [3, 1] * 3
+    # A slow machine ends it earlier.
+    epochs = len(result.samples) // len(TIMED)
+    assert 1 <= epochs <= result.probe.epochs == 3
+    assert [s.accumulation for s in result.samples] == TIMED * epochs
     for facts in session.facts:
         assert facts["finite"]
-        assert facts["global step"] == STEPS
-        assert facts["seen"]["forward passes"] == MICRO_BATCHES
+        assert facts["global step"] == STEPS * epochs
+        assert facts["seen"]["forward passes"] == MICRO_BATCHES * epochs
 
 
 def test_compilations_are_cached_where_the_training_looks_for_them(recorded):
@@ -107,10 +110,11 @@ def test_zero_2_partitions_gradients_and_zero_1_does_not(recorded, method, parti
         assert facts["partitions gradients"] == partitioned
 
 
-@pytest.mark.parametrize(("method", "times"), [(FSDP_GRAD, 0), (FSDP_FULL, MICRO_BATCHES)])
+@pytest.mark.parametrize(("method", "times"), [(FSDP_GRAD, 0), (FSDP_FULL, 1)])
 def test_full_sharding_lets_go_of_a_layer_after_its_forward_pass(recorded, method, times):
     for facts in recorded(method).facts:
-        assert facts["seen"].get("layers resharded after forward", 0) == times
+        found = facts["seen"].get("layers resharded after forward", 0)
+        assert found == times * facts["seen"]["forward passes"]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +123,7 @@ def test_full_sharding_lets_go_of_a_layer_after_its_forward_pass(recorded, metho
 def test_checkpointing_runs_each_layer_a_second_time(recorded, method):
     runs = 2 if method.activation_checkpointing else 1
     for facts in recorded(method).facts:
-        assert facts["seen"]["layer runs"] == runs * MICRO_BATCHES
+        assert facts["seen"]["layer runs"] == runs * facts["seen"]["forward passes"]
 
 
 @pytest.mark.parametrize("method", [NAIVE, COMPILED, ZERO_1, ZERO_2], ids=lambda m: m.label)

@@ -31,6 +31,7 @@ def conclude(
     ends: list[SessionEnd],
     *,
     wall_seconds: float,
+    company: str = "",
 ) -> Measurement:
     """Sum a measurement up.
 
@@ -39,6 +40,7 @@ def conclude(
         history: all its probes, failed ones included.
         ends: its sessions.
         wall_seconds: that it took, waiting for others left out.
+        company: who else was on the GPUs.
 
     Raises:
         MeasurementError: the steps vary too much to say anything, or the model's FLOPs come faster
@@ -119,6 +121,7 @@ def conclude(
         save_peak_bytes=saving.save_peak_bytes if saving and saving.save_seconds else None,
         save_error=saving.cause if saving else "",
         communication_error=exchange.cause if exchange else "",
+        company=company,
     )
 
 

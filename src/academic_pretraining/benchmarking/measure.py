@@ -138,7 +138,7 @@ def _measure(
             f"{config.label}: others came to its GPUs meanwhile: {others}; its figures are not "
             "kept: run the same command when they are gone, or give --allow-busy-gpus"
         )
-    return replace(conclude(config, history, ends, wall_seconds=wall_seconds), company=others)
+    return conclude(config, history, ends, wall_seconds=wall_seconds, company=others)
 
 
 def _is_of_others(result: ProbeResult, config: TrainingConfig, company: Company | None) -> bool:
