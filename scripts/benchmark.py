@@ -35,8 +35,8 @@ def main(
 ) -> int:
     """Measure which Trainer settings train a model fastest on given hardware.
 
-    Without hardware flags, this machine is detected, and of a GPU's grid only naive and free-lunch
-    are measured. Results are kept in TANGO_WORKSPACE_DIR (tango_workspace/): the same command goes
+    Without hardware flags, this machine is detected, and of its grid only naive and free-lunch are
+    measured. Results are kept in TANGO_WORKSPACE_DIR (tango_workspace/): the same command goes
     on where it was stopped, and a setting that has a result is not measured again. One measured
     with --micro-batch-sizes, --timing-seconds or --allow-busy-gpus stands in for it only until it
     has one without.
@@ -70,8 +70,8 @@ def main(
     small = newcomer or hardware.gpu.is_cpu
     recipe = get_model(model or ("pythia-14m" if small else "pythia-160m"))
     points = list(grid(hardware, recipe, MethodSpace(methods), batch_tolerance=batch_tolerance))
-    if newcomer and methods == "all" and not hardware.gpu.is_cpu:
-        # Each setting takes a minute or two there: two of them answer a first question.
+    if newcomer and methods == "all":
+        # Each setting takes a minute or two: two of them answer a first question.
         points = [point for point in points if point[0] in (Method(), Method(free_lunch=True))]
         print(
             "a first look at naive and free-lunch; the whole grid: --gpu-type "
