@@ -2,6 +2,10 @@ import os
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Beside others, a second thread waits for a core: what takes 1 s alone took up to 25.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 pytest_plugins = ["playing", "sessions", "sweeping"]
 
 

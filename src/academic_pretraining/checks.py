@@ -40,13 +40,15 @@ _KINDS: dict[Any, tuple[type, ...]] = {
     pl.String: (str,),
 }
 
+_OF_COLUMN = {name: _KINDS[kind] for name, kind in SCHEMA.items()}
+
 # More of anything is a fault, and sums of it would overflow.
 _MOST = 1e30
 
 
 def _check_figures(row: dict[str, Any]) -> None:
     for name, value in row.items():
-        if value is not None and type(value) not in _KINDS[SCHEMA[name]]:
+        if value is not None and type(value) not in _OF_COLUMN[name]:
             raise TypeError(f"{name} is {value!r:.80}")
         if isinstance(value, str) and not value.isprintable():
             raise TypeError(f"{name} is no plain text")

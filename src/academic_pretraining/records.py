@@ -242,13 +242,10 @@ def _numerics(config: dict[str, Any]) -> str:
 
 def is_current(recipe: dict[str, Any]) -> bool:
     """Whether a record's recipe, prose apart, is the one in `MODELS`."""
-    return recipe["name"] in MODELS and _identity(recipe) == _current(recipe["name"])
+    return recipe["name"] in MODELS and without_prose(recipe) == _current(recipe["name"])
 
 
 @functools.cache
-def _current(model: str) -> str:
-    return _identity(recipe_to_dict(MODELS[model]))
-
-
-def _identity(recipe: dict[str, Any]) -> str:
-    return json.dumps(without_prose(recipe), sort_keys=True)
+def _current(model: str) -> dict[str, Any]:
+    # As a record holds it: lists for tuples.
+    return json.loads(json.dumps(without_prose(recipe_to_dict(MODELS[model]))))
