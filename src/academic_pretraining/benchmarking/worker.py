@@ -22,7 +22,9 @@ from academic_pretraining.benchmarking.failures import classify
 from academic_pretraining.benchmarking.flops import model_flops_per_example
 from academic_pretraining.benchmarking.probe import device_bytes, run_probe
 from academic_pretraining.benchmarking.probes import ProbeResult
+from academic_pretraining.benchmarking.ranks import let_collectives_wait
 from academic_pretraining.benchmarking.search import next_probe
+from academic_pretraining.benchmarking.session import COLLECTIVES_SECONDS
 from academic_pretraining.benchmarking.stacks import dump_if_not_begun, dumped_if_not_done
 from academic_pretraining.benchmarking.storage import leave_failure, write_whole
 from academic_pretraining.config import TrainingConfig, config_from_dict
@@ -56,6 +58,7 @@ def work(directory: str) -> None:
     faulthandler.enable(stream)
     write_whole(folder / f"rank{rank}.pid", str(os.getpid()))
     (folder / f"rank{rank}.ready").touch()
+    let_collectives_wait(COLLECTIVES_SECONDS)
     try:
         while not (folder / "request.json").exists():
             if not folder.exists():
