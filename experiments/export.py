@@ -147,7 +147,10 @@ def _measured(records: Iterable[dict[str, Any]], config: TrainingConfig) -> list
         and newest
         and row["libraries"] == newest["libraries"]
     ]
-    found.sort(key=lambda pair: (pair[0]["unlimited"], pair[0]["measured_at"]), reverse=True)
+    found.sort(
+        key=lambda pair: (pair[0]["unlimited"], not pair[0]["company"], pair[0]["measured_at"]),
+        reverse=True,
+    )
     return [record for _, record in found]
 
 

@@ -10,6 +10,9 @@ from academic_pretraining.models.recipe import without_prose
 from academic_pretraining.records import LIBRARIES
 from academic_pretraining.training_arguments import training_arguments_fields
 
+BESIDE_OTHERS = {"allow_busy_gpus": True}
+"""Of the limits of `cache_key`, that of a measurement which others may have disturbed."""
+
 
 def library_versions(config: TrainingConfig) -> dict[str, str]:
     """Versions of what decides a measurement, by distribution; the model's kernels among it."""

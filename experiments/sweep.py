@@ -16,6 +16,7 @@ from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import AcademicPretrainingError, DeviceBusyError, MeasurementError
 from academic_pretraining.occupancy import Company, nobody_else
+from experiments.identity import BESIDE_OTHERS
 from experiments.steps import MeasureContext, MeasureStep, is_cached, measure_step, run_step
 from experiments.store import RecordWorkspace
 
@@ -66,6 +67,7 @@ def sweep(
     alone: Callable[[], AbstractContextManager[Company]] = nobody_else,
     limits: Mapping[str, Any] | None = None,
     *,
+    allow_busy: bool = False,
     ahead: bool = False,
 ) -> SweepEnd:
     """Measure every configuration that has no result yet.
@@ -78,6 +80,8 @@ def sweep(
         alone: as for `Sessions`. A GPU that is busy costs the setting its result, and the next one
             is tried.
         limits: what of the effort the user asked for, as in `cache_key`.
+        allow_busy: whether `alone` lets others be there, which is one more limit for what has no
+            result without it.
         ahead: whether to launch a setting's processes while the one before is measured.
 
     Raises:
@@ -89,10 +93,14 @@ def sweep(
     workspace = workspace.resolve()
     sessions = Sessions(workspace / "sessions", alone=alone, ahead=ahead)
     try:
-        contexts = [
-            MeasureContext(config, effort, sessions, reporter.probes, limits) for config in configs
-        ]
-        return _walk(contexts, RecordWorkspace(workspace), reporter, sessions)
+        store = RecordWorkspace(workspace)
+        contexts = []
+        for config in configs:
+            context = MeasureContext(config, effort, sessions, reporter.probes, limits)
+            if allow_busy and not is_cached(measure_step(context), store):
+                context.limits |= BESIDE_OTHERS
+            contexts.append(context)
+        return _walk(contexts, store, reporter, sessions)
     except BrokenPipeError:
         raise
     except OSError as error:

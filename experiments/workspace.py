@@ -14,7 +14,7 @@ from academic_pretraining.checks import check_record
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError
 from academic_pretraining.records import RECORD_VERSION
-from experiments.identity import cache_key
+from experiments.identity import BESIDE_OTHERS, cache_key
 from experiments.strict_json import loads
 
 _STEP_PREFIX = "MeasureStep-"
@@ -69,11 +69,25 @@ def read_records(workspace: Path) -> tuple[list[dict[str, Any]], list[Unreadable
 
 
 def incomplete(
-    configs: list[TrainingConfig], workspace: Path, limits: Mapping[str, Any] | None = None
+    configs: list[TrainingConfig],
+    workspace: Path,
+    limits: Mapping[str, Any] | None = None,
+    *,
+    allow_busy: bool = False,
 ) -> list[TrainingConfig]:
-    """List the configurations without a result; `limits` as in `cache_key`."""
+    """List the configurations without a result.
+
+    Args:
+        configs: to look for.
+        workspace: where.
+        limits: as in `cache_key`.
+        allow_busy: whether a result will do that others may have disturbed.
+    """
     known = {record.get("key") for record in read_records(workspace)[0]}
-    return [config for config in configs if cache_key(config, limits) not in known]
+    enough = [dict(limits or {})]
+    if allow_busy:
+        enough.append(enough[0] | BESIDE_OTHERS)
+    return [c for c in configs if not any(cache_key(c, some) in known for some in enough)]
 
 
 def _step_folders(workspace: Path) -> Iterator[tuple[Path, bool]]:

@@ -89,8 +89,6 @@ def main(
     limits: dict[str, Any] = {"micro_batch_sizes": micro_batch_sizes} if micro_batch_sizes else {}
     if timing_seconds is not None:
         limits["timing_seconds"] = timing_seconds
-    if allow_busy_gpus and not hardware.gpu.is_cpu:
-        limits["allow_busy_gpus"] = True
     summary = f"{len(configs)} settings to measure, {len(points) - len(configs)} skipped"
     match cmd:
         case "count":
@@ -107,11 +105,12 @@ def main(
         case "print-incomplete":
             from experiments.workspace import incomplete
 
-            missing = incomplete(list(configs.values()), workspace_dir(), limits)
+            wanted = list(configs.values())
+            missing = incomplete(wanted, workspace_dir(), limits, allow_busy=allow_busy_gpus)
             print(f"{len(missing)} of {len(configs)} settings have no result")
             print(*(f"  {config.label}\n" for config in missing), sep="", end="")
         case "run":
-            return _run(list(configs.values()), limits, detail)
+            return _run(list(configs.values()), limits, detail, allow_busy_gpus)
     return 0
 
 
@@ -131,6 +130,7 @@ def _run(
     configs: list[TrainingConfig],
     limits: dict[str, Any],
     detail: bool,
+    allow_busy: bool,
 ) -> int:
     hardware, recipe = configs[0].hardware, configs[0].recipe
 
@@ -138,11 +138,10 @@ def _run(
     from experiments.workspace import incomplete
 
     progress = Progress()
-    allow_busy = "allow_busy_gpus" in limits
     alone = functools.partial(
         gpus_alone, hardware, os.environ, allow_busy=allow_busy, on_wait=progress.waits
     )
-    if incomplete(configs, workspace_dir(), limits):
+    if incomplete(configs, workspace_dir(), limits, allow_busy=allow_busy):
         check_hardware(hardware, os.environ)
         # Refuses at once what would otherwise be refused setting by setting; where a script was
         # killed, its own processes are given the time to end.
@@ -153,13 +152,21 @@ def _run(
 
     # From now on it may be its own process of the setting before that is still ending.
     alone = functools.partial(alone, patience_seconds=PATIENCE_SECONDS)
-    kept = {name: value for name, value in limits.items() if name != "allow_busy_gpus"}
-    effort = dataclasses.replace(QUICK if hardware.gpu.is_cpu else Effort(), **kept)
+    effort = dataclasses.replace(QUICK if hardware.gpu.is_cpu else Effort(), **limits)
     # Loading libraries for the next setting takes about a core for each rank, and must be nothing
     # beside those that this one trains with.
     spare = usable_cores() >= 8 * hardware.gpus_per_node
     ahead = not hardware.gpu.is_cpu and hardware.num_nodes == 1 and spare
-    end = sweep(configs, workspace_dir(), effort, progress, alone, limits, ahead=ahead)
+    end = sweep(
+        configs,
+        workspace_dir(),
+        effort,
+        progress,
+        alone,
+        limits,
+        allow_busy=allow_busy and not hardware.gpu.is_cpu,
+        ahead=ahead,
+    )
     recalled = len(end.records) - end.measured
     print(f"{end.measured} settings measured, {recalled} recalled", file=sys.stderr)
     _print_results(hardware, recipe.name, detail)

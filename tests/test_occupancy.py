@@ -69,6 +69,14 @@ def test_a_process_with_little_memory_computes_too(smi):
     assert others_on(TWO, {}) == ""
 
 
+def test_any_name_of_a_process_is_shown_as_text(smi, tmp_path):
+    smi((0, 20_480))
+    (tmp_path / "apps").write_bytes(b"GPU-1, 4711, 19000, /home/j\xf6rg/\x1b[2Jpython\n")
+    assert others_on(TWO, {}) == (
+        "GPU 1 has 20.0 GiB in use by /home/j\ufffdrg/\\x1b[2Jpython (process 4711)"
+    )
+
+
 def test_a_container_may_not_see_who_it_is(smi):
     smi((5_000, 30_000))
     with pytest.raises(DeviceBusyError, match=r"^GPU 0 has 4\.9 GiB in use; GPU 1 has 29\.3 GiB"):
@@ -223,6 +231,12 @@ def test_who_comes_later_is_seen_when_asked(smi, holder, monkeypatch, leaves):
         smi((0, 20_480), *[(0, 0)] * leaves)
         assert (company.allowed, company.first) == (False, "")
         assert company.now() == ("" if leaves else "GPU 1 has 20.0 GiB in use")
+
+
+def test_its_own_ending_process_is_no_company(smi, holder):
+    smi((0, 30_000), (0, 0))
+    with gpus_alone(TWO, {}, allow_busy=True, patience_seconds=20.0) as company:
+        assert company.first == ""
 
 
 def test_a_cpu_has_no_company(smi):

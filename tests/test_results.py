@@ -325,6 +325,17 @@ def test_a_limited_search_stands_in_for_a_whole_one_and_never_before_it():
         assert (row["step_seconds"], row["unlimited"]) == (2.0, True)
 
 
+def test_what_was_measured_beside_others_never_stands_before_what_was_not():
+    limited = {"limits": {"timing_seconds": 1.0}}
+    alone = record_of(seconds=2.0, at=1.0) | limited
+    beside = dataclasses.replace(MEASURED, company="GPU 1 has 20.0 GiB in use")
+    beside = record_of(measurement=beside, at=2.0) | limited
+    for records in ([alone, beside], [beside, alone]):
+        [row] = frame(records).to_dicts()
+        assert (row["step_seconds"], row["company"]) == (2.0, "")
+    assert frame([beside])["company"].item() == "GPU 1 has 20.0 GiB in use"
+
+
 def test_a_limited_search_with_current_libraries_stands_before_a_whole_one_with_others():
     whole = record_of(seconds=2.0, at=1.0, versions={"torch": "2.11.0"})
     limited = record_of(seconds=3.0, at=2.0, versions={"torch": "2.13.0"})

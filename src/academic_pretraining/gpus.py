@@ -255,7 +255,9 @@ def ask_nvidia_smi(about: str, *figures: str) -> Iterator[list[str]]:
         "--format=csv,noheader,nounits",
     ]
     try:
-        output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        output = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=30, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return
     for line in output.stdout.splitlines():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from academic_pretraining.errors import DeviceBusyError
+from academic_pretraining.errors import DeviceBusyError, one_line
 from academic_pretraining.gpus import Hardware, ask_nvidia_smi, mebibytes, visible_devices
 
 # What drivers and desktops hold is no training: a GiB, or a fiftieth of a large device.
@@ -19,6 +19,8 @@ _IDLE_SHARE = 0.02
 _PROCESS_BYTES = 2**28
 # The driver takes a few seconds to give a killed process's memory back.
 PATIENCE_SECONDS = 20.0
+# Where others are allowed, who may be there for good.
+_ALLOWED_PATIENCE_SECONDS = 5.0
 # Not the TMPDIR of a script's user or job: the other script may have another one.
 _LOCKS = Path("/tmp")
 
@@ -93,7 +95,8 @@ def _busy(hardware: Hardware, environment: Mapping[str, str]) -> str:
         if much or any(used >= _PROCESS_BYTES for used in here.values()):
             by = f" by {', '.join(here)}" if here else ""
             said.append(f"GPU {index} has {device.memory_used_bytes / 2**30:.1f} GiB in use{by}")
-    return "; ".join(said)
+    # Names of processes are anybody's.
+    return one_line("; ".join(said))
 
 
 @contextlib.contextmanager
@@ -143,11 +146,16 @@ def gpus_alone(
             check_idle(hardware, environment, patience_seconds=patience_seconds)
         yield Company(
             allowed=allow_busy,
-            first=others_on(hardware, environment) if allow_busy else "",
+            first=_first(hardware, environment, patience_seconds) if allow_busy else "",
             now=functools.partial(
                 others_on, hardware, environment, patience_seconds=PATIENCE_SECONDS
             ),
         )
+
+
+def _first(hardware: Hardware, environment: Mapping[str, str], patience_seconds: float) -> str:
+    patience_seconds = min(patience_seconds, _ALLOWED_PATIENCE_SECONDS)
+    return others_on(hardware, environment, patience_seconds=patience_seconds)
 
 
 # Of this process, whose forks must not hold on to its locks: torchrunx forks a server of log

@@ -97,7 +97,8 @@ def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
     """Gather records in one frame, the best of each setting, with training_days.
 
     That is the newest, but one of a search that the user did not limit stands before those of
-    limited ones (`unlimited`), and current versions before others.
+    limited ones (`unlimited`), one without `company` before others, and current versions before
+    all.
     `current_recipe` says whether the recipe is that of this version of the toolkit; a result of an
     older one never stands in for it, nor wins. `current_libraries` says likewise whether the
     versions of `LIBRARIES` are those of the newest result for the same model and hardware.
@@ -110,7 +111,13 @@ def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
                 "current_libraries"
             )
         )
-        .sort("current_libraries", "unlimited", "measured_at", maintain_order=True)
+        .sort(
+            "current_libraries",
+            "unlimited",
+            pl.col("company") == "",
+            "measured_at",
+            maintain_order=True,
+        )
         .unique([*_SETTING, "current_recipe"], keep="last", maintain_order=True)
         .sort("measured_at", maintain_order=True)
         .with_columns(training_days, training_days_low, training_days_high, units_per_second)

@@ -34,6 +34,10 @@ def test_what_others_hold_is_told_apart():
                 (139.81 - 1.31 - 96.93 - 72.13 / 1024 - 4) * GIB, abs=4
             ),
             "CUDA out of memory. Tried to allocate 1.00 GiB.": None,
+            # On Windows, where the driver has no figures.
+            held(*strange)
+            .replace("138.49", "17179869184.00")
+            .replace("14.26", "17179869184.00"): None,
         }
         assert {text: held_by_others(text) for text in expected} == expected
     finally:

@@ -88,6 +88,15 @@ def test_steps_that_vary_beyond_sense_are_no_result(play):
         play([dataclasses.replace(wild, samples=(*wild.samples, short))])
 
 
+def test_a_size_whose_steps_make_no_sense_costs_no_other_one(play):
+    wild = a_result(2, high=4, step=1.0)
+    short = dataclasses.replace(wild.samples[0], accumulation=1, seconds=5.0)
+    wild = dataclasses.replace(wild, samples=(*wild.samples, short))
+    found = play([a_result(4, step=30.0), wild])
+    assert [t.micro_batch_size for t in found.timings] == [4]
+    assert found.best == found.timings[0]
+
+
 def test_what_outruns_bare_matrix_products_is_refused(play):
     # 64 examples of 1,000 FLOPs in 16 steps' worth of 1e-6 s on one GPU: 4e9 FLOP/s.
     with pytest.raises(MeasurementError, match="a fault of measurement, which is not kept"):

@@ -182,34 +182,63 @@ HELD = 14 * 2**30
 
 
 @pytest.mark.parametrize(
-    ("held", "company", "kept"),
-    [(HELD, Company(), False), (2**30, Company(), True), (HELD, Company(allowed=True), True)],
-    ids=["much", "little", "allowed"],
+    ("held", "company"),
+    [(2**30, Company()), (HELD, Company(allowed=True))],
+    ids=["little", "allowed"],
 )
-def test_memory_that_others_held_is_no_result_unless_allowed(play, given, held, company, kept):
+def test_memory_is_a_result_though_others_held_some(play, given, held, company):
     memory = a_result(8, Outcome.OUT_OF_MEMORY, others_bytes=held)
     found = play([memory], [a_result(4)], company=company)
-    assert [r.outcome for r in given[1][0]] == [Outcome.OUT_OF_MEMORY] * kept
-    assert found.out_of_memory_micro_batch_size == (8 if kept else None)
+    assert [r.outcome for r in given[1][0]] == [Outcome.OUT_OF_MEMORY]
+    assert found.out_of_memory_micro_batch_size == 8
 
 
-def test_memory_that_others_go_on_to_hold_is_named(play):
-    memory = a_result(8, Outcome.OUT_OF_MEMORY, others_bytes=HELD, cause="too little", log="1.log")
-    with pytest.raises(MeasurementError) as caught:
-        play([memory], [memory])
-    assert str(caught.value) == (
-        "pythia-14m on 2 x h200: naive: out of memory in timing at micro-batch 8, others held "
-        "14.0 GiB: too little (log: 1.log)"
+@pytest.mark.parametrize("purpose", [Purpose.TIMING, Purpose.COMMUNICATION, Purpose.SAVING])
+def test_where_others_held_the_memory_nothing_of_the_setting_is_kept(
+    play, given, tmp_path, purpose
+):
+    path = tmp_path / "notes.jsonl"
+    memory = a_result(
+        8, Outcome.OUT_OF_MEMORY, purpose, others_bytes=HELD, cause="too little", log="1.log"
     )
+    with pytest.raises(DeviceBusyError) as caught:
+        play([a_result(4), memory], [a_result(2)], notes=Notes(path, {}))
+    assert str(caught.value) == (
+        "pythia-14m on 2 x h200: naive: others came to its GPUs meanwhile: they held 14.0 GiB when "
+        f"{purpose} at micro-batch 8 ran out of memory: too little (log: 1.log); its figures are "
+        "not kept: run the same command when they are gone, or give --allow-busy-gpus"
+    )
+    [(_, directory)] = given
+    assert (directory / "rank0.log").exists()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("no space")], ids=repr)
+@pytest.mark.parametrize(
+    ("others", "allowed", "kept"), [("", False, 1), ("there", False, 0), ("there", True, 1)]
+)
+def test_what_was_noted_beside_others_is_forgotten_however_it_ends(
+    play, tmp_path, error, others, allowed, kept
+):
+    path = tmp_path / "notes.jsonl"
+    company = Company(allowed=allowed, now=lambda: others)
+    with pytest.raises(type(error)):
+        play([a_result(4), error], company=company, notes=Notes(path, {}))
+    assert len(Notes(path, {}).recall()) == kept
 
 
 def test_what_was_measured_beside_others_says_so_where_they_are_allowed(play, tmp_path):
-    notes = Notes(tmp_path / "notes.jsonl", {})
+    path = tmp_path / "notes.jsonl"
     said = "GPU 1 has 20.0 GiB in use"
-    found = play([a_result(4)], company=Company(allowed=True, first=said), notes=notes)
-    assert found.company == said
-    # The next process may be alone.
-    assert notes.recall() == []
+    with pytest.raises(KeyboardInterrupt):
+        play(
+            [a_result(4), KeyboardInterrupt()],
+            company=Company(allowed=True, first=said),
+            notes=Notes(path, {}),
+        )
+    # Also where the next process is alone.
+    found = play([a_result(2)], company=Company(allowed=True), notes=Notes(path, {}))
+    assert (found.company, len(found.timings)) == (said, 2)
     assert play([a_result(4)], company=Company(allowed=True, now=lambda: said)).company == said
     assert play([a_result(4)]).company == ""
 

@@ -161,6 +161,24 @@ def test_steps_that_make_no_sense_are_run_again_in_any_case(most, runs):
     assert all(a.probe.deadline_seconds > effort.timing_deadline_seconds for a in history[1:])
 
 
+def test_another_size_that_makes_no_sense_is_run_again_too():
+    effort = dataclasses.replace(PATIENT, micro_batch_sizes=(8, 16), most_refinements=0)
+    history: list[ProbeResult] = []
+    while probe := next_probe(config_on("a100"), effort, history):
+        result = answer(probe, QUIET)
+        if probe.micro_batch_size == 8:
+            # A step of 20 s, whatever its length: slower than those of 16.
+            samples = tuple(
+                dataclasses.replace(s, seconds=20 - s.accumulation / 1000) for s in result.samples
+            )
+            result = dataclasses.replace(result, samples=samples)
+        history.append(result)
+    timed = [r.probe for r in history if r.probe.purpose is Purpose.TIMING]
+    assert [p.micro_batch_size for p in timed] == [16, 8, 8]
+    assert timed[2].low == timed[1].high
+    assert timed[2].enough_seconds == effort.timing_seconds
+
+
 @pytest.mark.parametrize(("slow_from", "best"), [(1000, 16), (16, 8)])
 def test_only_the_best_size_is_refined(slow_from, best):
     effort = dataclasses.replace(PATIENT, micro_batch_sizes=(8, 16))

@@ -298,6 +298,18 @@ def test_a_setting_is_exported_from_the_record_that_wins(tmp_path, record_of, or
     assert json.loads((tmp_path / "args.json").read_text())["torch_compile"] is True
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_setting_is_not_exported_from_what_was_measured_beside_others(record_of, order):
+    config = config_of()
+    limited = {"limits": {"timing_seconds": 1.0}}
+    alone = record_of(config, 1.0, b16=2.5) | limited
+    beside = record_of(config, 2.0, b16=9.0) | limited
+    beside["measurement"] = {**beside["measurement"], "company": "GPU 1 has 20.0 GiB in use"}
+    found = prediction([alone, beside][::order], config, config.plan_at(16))
+    assert found is not None
+    assert found["step_seconds"] == 2.5
+
+
 def test_other_versions_than_the_newest_result_predict_nothing(record_of):
     config = config_of()
     newest = record_of(config_of(Method()), 2.0, b16=1.0) | {"versions": {"torch": "9"}}

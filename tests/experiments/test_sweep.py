@@ -320,3 +320,20 @@ def test_a_limited_search_does_not_do_for_a_whole_one(walk, configs, measurer, t
     assert {str(record["limits"]) for record in read_records(workspace)[0]} == {str(limits)}
     assert walk(configs[:1]).measured == 1
     assert walk(configs, limits=limits).measured == 0
+
+
+def test_beside_others_is_measured_only_what_has_no_result(walk, configs, measurer, tmp_path):
+    limits = {"timing_seconds": 1.0}
+    workspace = tmp_path / "workspace"
+    assert walk(configs[:1], limits=limits).measured == 1
+    end = walk(configs[:3], limits=limits, allow_busy=True)
+    assert (end.measured, len(end.records)) == (2, 3)
+    assert [record["limits"] for record in end.records] == [
+        limits,
+        *[limits | {"allow_busy_gpus": True}] * 2,
+    ]
+    assert walk(configs[:3], limits=limits, allow_busy=True).measured == 0
+    assert incomplete(configs[:3], workspace, limits, allow_busy=True) == []
+    # Alone they are measured in any case.
+    assert incomplete(configs[:3], workspace, limits) == configs[1:3]
+    assert walk(configs[:3], limits=limits).measured == 2

@@ -13,7 +13,7 @@ from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.measure import measure
 from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import TrainingConfig
-from academic_pretraining.errors import DeviceBusyError, MeasurementError
+from academic_pretraining.errors import DeviceBusyError
 from academic_pretraining.gpus import Hardware, ask_nvidia_smi, detect_hardware
 from academic_pretraining.methods import Method
 from academic_pretraining.models import get_model
@@ -65,11 +65,23 @@ def stranger() -> Iterator[Callable[[float], subprocess.Popen[str]]]:
 
 @pytest.fixture
 def run(hardware, tmp_path):
+    """Measure, with the processes of another setting launched meanwhile."""
+
     def run(alone):
         config = TrainingConfig(hardware=hardware, recipe=get_model("pythia-14m"), method=Method())
-        return measure(config, BRIEF, sessions=Sessions(tmp_path / "sessions", alone=alone))
+        sessions = Sessions(tmp_path / "sessions", alone=alone, ahead=True)
+        sessions.more = True
+        try:
+            return measure(config, BRIEF, sessions=sessions)
+        finally:
+            sessions.close()
 
     return run
+
+
+def test_processes_that_wait_are_no_company(run, hardware):
+    found = run(lambda: gpus_alone(hardware, os.environ, patience_seconds=20.0))
+    assert (found.outcome, found.company) == ("measured", "")
 
 
 def test_a_stranger_with_little_memory_is_seen(hardware, stranger):
@@ -94,7 +106,9 @@ def test_memory_that_a_stranger_took_is_no_result_unless_allowed(run, stranger, 
         found = run(alone)
         assert (found.outcome, found.company) == ("out of memory", "a stranger")
     else:
-        with pytest.raises(MeasurementError, match=r"out of memory in .*, others held \d+\.\d GiB"):
+        with pytest.raises(
+            DeviceBusyError, match=r"they held \d+\.\d GiB when .* ran out of memory"
+        ):
             run(alone)
 
 

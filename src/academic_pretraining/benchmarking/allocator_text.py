@@ -19,7 +19,7 @@ NCCL_REQUESTED = re.compile(r"Failed to CUDA [cm]alloc(?: async)? (\d+) (bytes)"
 """NCCL's last words (2.28)."""
 
 # PyTorch tells the other processes from its own, unless a container hides which one that is.
-_OWN = "this process has"
+_OWN = re.compile(r"this process has ([\d.]+) (\w+) memory in use")
 _OTHERS = re.compile(r"Process (\d+) has ([\d.]+) (\w+) memory in use")
 _TOTAL = re.compile(r"total capacity of ([\d.]+) (\w+)")
 _OF_PYTORCH = (
@@ -44,11 +44,14 @@ def held_by_others(text: str) -> int | None:
     Returns:
         bytes of the device, at least; nothing where the text does not tell.
     """
-    if _OWN not in text:
-        total, free, *own = (bytes_of(p, text) for p in (_TOTAL, FREE, *_OF_PYTORCH))
-        if total is None or free is None:
-            return None
+    total, free, *own = (bytes_of(p, text) for p in (_TOTAL, FREE, *_OF_PYTORCH))
+    if total is None or free is None:
+        return None
+    if (of_this_process := bytes_of(_OWN, text)) is None:
         return max(0, total - free - sum(b or 0 for b in own) - _BESIDE_PYTORCH_BYTES)
+    if of_this_process > total:
+        # On Windows the driver has no figures for processes, and 2**64 - 1 is printed for each.
+        return None
     return sum(
         int(float(number) * _UNITS.get(unit, 0))
         for process, number, unit in _OTHERS.findall(text)
@@ -58,6 +61,6 @@ def held_by_others(text: str) -> int | None:
 
 def _is_of_this_session(process: int) -> bool:
     """Whether it is in this one's group, as all ranks are; elsewhere its number means nothing."""
-    with contextlib.suppress(ProcessLookupError, OverflowError):
+    with contextlib.suppress(OSError, OverflowError):
         return os.getpgid(process) == os.getpgid(0)
     return False

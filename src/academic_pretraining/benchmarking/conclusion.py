@@ -7,7 +7,7 @@ from academic_pretraining.analytic import mfu
 from academic_pretraining.benchmarking.communication import communication_seconds
 from academic_pretraining.benchmarking.launch import SessionEnd
 from academic_pretraining.benchmarking.prediction import (
-    best_timing,
+    predicted_step_seconds,
     predicted_step_time,
     timings,
     waiting_bytes,
@@ -48,14 +48,15 @@ def conclude(
     """
     environment = next((end.environment for end in ends if end.environment), {})
     flops = environment["model_flops_per_example"]
-    best = best_timing(config, history)
-    for timed in timings(config, history):
-        if predicted_step_time(config, timed).impossible:
-            raise MeasurementError(
-                f"{config.label}: the steps vary too much to tell what a micro-batch of "
-                f"{timed.probe.micro_batch_size} costs: give a longer --timing-seconds, on a "
-                "machine that does nothing else"
-            )
+    fitting = timings(config, history)
+    sensible = [r for r in fitting if not predicted_step_time(config, r).impossible]
+    if fitting and not sensible:
+        raise MeasurementError(
+            f"{config.label}: the steps vary too much to tell what a micro-batch of "
+            f"{fitting[0].probe.micro_batch_size} costs: give a longer --timing-seconds, on a "
+            "machine that does nothing else"
+        )
+    best = min(sensible, key=lambda r: predicted_step_seconds(config, r), default=None)
     if best:
         _check_ceiling(config, best, flops, environment["ceiling_flops"])
     compile_failure = next((r for r in history if r.outcome is Outcome.COMPILE_FAILED), None)
@@ -81,7 +82,7 @@ def conclude(
     return Measurement(
         outcome="measured" if best else "out of memory",
         best=_timing(config, best, flops, seen) if best else None,
-        timings=tuple(_timing(config, r, flops, seen) for r in timings(config, history)),
+        timings=tuple(_timing(config, r, flops, seen) for r in sensible),
         memory_ramp=tuple(
             (r.probe.micro_batch_size, r.peak_bytes)
             for r in done

@@ -8,9 +8,8 @@ class Effort:
     """How much time a measurement may take.
 
     Attributes:
-        timing_seconds: wished length of one timing run, compilation left out. Where nothing says
-            beforehand how long a micro-batch takes, a run of several epochs ends with the one by
-            which it has lasted so long.
+        timing_seconds: wished length of one timing run, compilation left out. A run of several
+            epochs ends with the one by which it has lasted so long.
         most_timings: micro-batch sizes to time at most.
         relative_error: standard error of the real step over its seconds that is good enough.
         most_refinements: longer runs at the best micro-batch to come there, at most.

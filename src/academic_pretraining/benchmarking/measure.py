@@ -43,7 +43,8 @@ def measure(
         MeasurementError: a session crashed or hung, and once more where that may help (out of
             memory in a probe is a result); or as `conclude`.
         HardwareMismatchError: the machine is not what was declared.
-        DeviceBusyError: others compute on its GPUs, or came to them meanwhile, uninvited.
+        DeviceBusyError: others compute on its GPUs, or came to them meanwhile without being
+            allowed; then its probes are forgotten, too.
     """
     with ExitStack() as devices:
         return _measure(config, effort, sessions, on_probe, notes, devices)
@@ -66,8 +67,7 @@ def _measure(
     waited_seconds = 0.0
 
     def note(results: list[ProbeResult]) -> None:
-        # What was measured in company is no part of a measurement without.
-        if notes and not (company and company.first):
+        if notes:
             notes.add(results)
 
     def take_devices() -> None:
@@ -76,6 +76,9 @@ def _measure(
             waits = time.monotonic()
             company = devices.enter_context(sessions.alone())
             waited_seconds = time.monotonic() - waits
+            if notes:
+                notes.company = notes.company or company.first
+                devices.push(_forget_if_disturbed(notes, company))
         # Another setting, or another session of this one. What is offloaded is computed by the
         # host, and would be timed while they load libraries.
         if not config.method.offloading:
@@ -100,6 +103,13 @@ def _measure(
                 # It died on its way to a probe, which has to answer for it.
                 pending = next_probe(config, effort, [*history, *end.results[:-1]])
                 last = end.results[-1] = replace(last, probe=pending or NO_PROBE)
+            if last and company and _is_of_others(last, config, company):
+                keep(directory)
+                raise _disturbed(
+                    config,
+                    f"they held {(last.others_bytes or 0) / 2**30:.1f} GiB when "
+                    f"{last.probe.description} ran {last.outcome}: {last.cause} (log: {last.log})",
+                )
             if last and last.probe.purpose is Purpose.SAVING:
                 # The last probe, and one that takes nothing from the others.
                 end.finished = True
@@ -112,38 +122,50 @@ def _measure(
             elif last and last.outcome is Outcome.COMPILE_FAILED:
                 keep(directory)
             elif last and (
-                last.outcome in _NO_RESULT
-                or (last.outcome is Outcome.OUT_OF_MEMORY and not begun)
-                or _is_of_others(last, config, company)
+                last.outcome in _NO_RESULT or (last.outcome is Outcome.OUT_OF_MEMORY and not begun)
             ):
                 # Memory that somebody else had taken is no result either.
                 keep(directory)
                 crashes += 1
                 if crashes == 2 or not last.transient:
-                    held = last.others_bytes
-                    by = f", others held {held / 2**30:.1f} GiB" if held else ""
                     raise MeasurementError(
                         f"{config.label}: {last.outcome} {'in' if begun else 'before'} "
-                        f"{last.probe.description}{by}: {last.cause} (log: {last.log})"
+                        f"{last.probe.description}: {last.cause} (log: {last.log})"
                     )
                 end.results.pop()
         history += end.results
         note(end.results)
     wall_seconds = time.monotonic() - began - waited_seconds + earlier_seconds
-    others = (company.first or company.now()) if company else ""
-    if others and company and not company.allowed:
-        if notes:
-            notes.forget()
-        raise DeviceBusyError(
-            f"{config.label}: others came to its GPUs meanwhile: {others}; its figures are not "
-            "kept: run the same command when they are gone, or give --allow-busy-gpus"
-        )
+    others = notes.company if notes else ""
+    if company:
+        others = others or company.first or company.now()
+        if others and not company.allowed:
+            raise _disturbed(config, others)
     return conclude(config, history, ends, wall_seconds=wall_seconds, company=others)
 
 
-def _is_of_others(result: ProbeResult, config: TrainingConfig, company: Company | None) -> bool:
+def _disturbed(config: TrainingConfig, others: str) -> DeviceBusyError:
+    return DeviceBusyError(
+        f"{config.label}: others came to its GPUs meanwhile: {others}; its figures are not kept: "
+        "run the same command when they are gone, or give --allow-busy-gpus"
+    )
+
+
+def _forget_if_disturbed(notes: Notes, company: Company) -> Callable[..., None]:
+    """Let go of what was noted beside others, whatever ended the measurement but a kill."""
+
+    def leave(kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None or company.allowed:
+            return
+        if isinstance(error, DeviceBusyError) or company.now():
+            notes.forget()
+
+    return leave
+
+
+def _is_of_others(result: ProbeResult, config: TrainingConfig, company: Company) -> bool:
     """Whether a probe lacked memory that others had, who are not allowed there."""
-    if result.outcome is not Outcome.OUT_OF_MEMORY or (company and company.allowed):
+    if result.outcome is not Outcome.OUT_OF_MEMORY or company.allowed:
         return False
     total_bytes = (config.hardware.gpu.memory_gib or 0.0) * 2**30
     return is_much(result.others_bytes or 0, total_bytes)

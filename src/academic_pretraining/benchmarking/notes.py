@@ -21,6 +21,9 @@ class Notes:
     Args:
         path: of the file; nobody else may use it meanwhile.
         where: what else must be the same for a probe to count: host, devices, effort.
+
+    Attributes:
+        company: who else was on the GPUs, allowed to be, when the first of these probes ran.
     """
 
     def __init__(self, path: Path, where: dict[str, Any]) -> None:
@@ -29,6 +32,7 @@ class Notes:
         self._where = json.loads(json.dumps(where))
         self._results: list[ProbeResult] = []
         self._began_at = time.time()
+        self.company = ""
 
     def recall(self) -> list[ProbeResult]:
         """Read what a killed process left; nothing where that does not fit or cannot be read."""
@@ -37,6 +41,7 @@ class Notes:
             head = json.loads(head)
             if head["where"] == self._where and time.time() - head["began_at"] < _LASTS_SECONDS:
                 self._began_at = head["began_at"]
+                self.company = str(head["company"])
                 # Others may have written it: what comes before a broken line counts.
                 for line in lines:
                     self._results.append(_checked(ProbeResult.from_dict(json.loads(line))))
@@ -48,7 +53,7 @@ class Notes:
         if not new:
             return
         self._results += new
-        head = {"where": self._where, "began_at": self._began_at}
+        head = {"where": self._where, "began_at": self._began_at, "company": self.company}
         lines = [json.dumps(line) for line in (head, *(r.to_dict() for r in self._results))]
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -119,8 +119,26 @@ def _first_timing(
 def _refinement(
     config: TrainingConfig, effort: Effort, history: Sequence[ProbeResult]
 ) -> Probe | None:
-    """Lengthen the lever where the real step follows too uncertainly from short ones."""
+    """Lengthen the lever where the real step follows too uncertainly from short ones.
+
+    Of the best timing, or else of one that makes no sense.
+    """
     best = best_timing(config, history)
+    if probe := _lengthened(config, effort, history, best):
+        return probe
+    for result in timings(config, history):
+        impossible = predicted_step_time(config, result).impossible
+        if impossible and (probe := _lengthened(config, effort, history, result)):
+            return probe
+    return None
+
+
+def _lengthened(
+    config: TrainingConfig,
+    effort: Effort,
+    history: Sequence[ProbeResult],
+    best: ProbeResult | None,
+) -> Probe | None:
     if best is None:
         return None
     step = predicted_step_time(config, best)
