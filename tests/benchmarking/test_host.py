@@ -17,14 +17,16 @@ def use(own: float, busy: float, wall: float = 10.0) -> HostUse:
 def test_own_work_is_told_from_that_of_others():
     spinning = [sys.executable, "-c", "while True: pass"]
     with subprocess.Popen(spinning) as other:
+        began = time.perf_counter()
         before = host_use()
-        until = time.perf_counter() + 1.0
-        while time.perf_counter() < until:
+        until = time.process_time() + 0.3
+        while time.process_time() < until:
             pass
         passed = host_use() - before
+        lasted = time.perf_counter() - began
         other.kill()
-    assert passed.wall_seconds == pytest.approx(1.0, abs=0.2)
-    assert 0.2 < passed.own_seconds <= passed.wall_seconds
+    # However long others kept it waiting.
+    assert 0.3 <= passed.own_seconds <= passed.wall_seconds <= lasted
     # The kernel counts in hundredths of a second.
     assert passed.busy_seconds > passed.own_seconds - 0.05
 
