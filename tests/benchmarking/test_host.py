@@ -26,7 +26,8 @@ def test_own_work_is_told_from_that_of_others():
         lasted = time.perf_counter() - began
         other.kill()
     # However long others kept it waiting.
-    assert 0.3 <= passed.own_seconds <= passed.wall_seconds <= lasted
+    assert 0.29 < passed.own_seconds < passed.wall_seconds + 0.01
+    assert passed.wall_seconds <= lasted
     # The kernel counts in hundredths of a second.
     assert passed.busy_seconds > passed.own_seconds - 0.05
 
