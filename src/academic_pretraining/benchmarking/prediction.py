@@ -1,5 +1,6 @@
 """What the probes of a configuration say about its training: step time and memory."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -74,3 +75,15 @@ def predicted_step_time(config: TrainingConfig, result: ProbeResult) -> StepTime
 def predicted_step_seconds(config: TrainingConfig, result: ProbeResult) -> float:
     """Seconds of one optimizer step at the real accumulation, from one timing."""
     return predicted_step_time(config, result).seconds
+
+
+def guessed_micro_step_seconds(
+    micro_batch_size: int, history: Sequence[ProbeResult]
+) -> float | None:
+    """Scale the largest run so far to this micro-batch size."""
+    done = [r for r in history if r.samples]
+    if not done:
+        return None
+    largest = max(done, key=lambda r: r.probe.micro_batch_size)
+    seconds = statistics.median(s.seconds / s.accumulation for s in largest.samples)
+    return seconds * micro_batch_size / largest.probe.micro_batch_size

@@ -10,19 +10,18 @@ Every rank of a session, and the session that carries on after one died, takes t
 from the same history.
 """
 
-import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.memory import fits, largest_fitting, ramp_sizes
 from academic_pretraining.benchmarking.prediction import (
     best_timing,
+    guessed_micro_step_seconds,
     predicted_step_seconds,
-    predicted_step_time,
     timings,
 )
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
+from academic_pretraining.benchmarking.refinement import refinement, with_deadline
 from academic_pretraining.config import BatchPlan, TrainingConfig
 
 # Of a timing run's short steps, in micro-batches of its long ones.
@@ -41,7 +40,7 @@ def next_probe(
     size = _next_timing(config, plans, effort, history)
     if size is None:
         return (
-            _refinement(config, effort, history)
+            refinement(config, effort, history)
             or _communication_probe(config, plans, effort, history)
             or _saving_probe(config, plans, effort, history)
         )
@@ -116,54 +115,6 @@ def _first_timing(
     )
 
 
-def _refinement(
-    config: TrainingConfig, effort: Effort, history: Sequence[ProbeResult]
-) -> Probe | None:
-    """Lengthen the lever where the real step follows too uncertainly from short ones.
-
-    Of the best timing, or else of one that makes no sense.
-    """
-    best = best_timing(config, history)
-    if probe := _lengthened(config, effort, history, best):
-        return probe
-    for result in timings(config, history):
-        impossible = predicted_step_time(config, result).impossible
-        if impossible and (probe := _lengthened(config, effort, history, result)):
-            return probe
-    return None
-
-
-def _lengthened(
-    config: TrainingConfig,
-    effort: Effort,
-    history: Sequence[ProbeResult],
-    best: ProbeResult | None,
-) -> Probe | None:
-    if best is None:
-        return None
-    step = predicted_step_time(config, best)
-    size = best.probe.micro_batch_size
-    runs = [
-        r
-        for r in history
-        if r.probe.purpose is Purpose.TIMING
-        and (r.probe.micro_batch_size, r.probe.compile) == (size, best.probe.compile)
-    ]
-    failed = any(r.outcome is not Outcome.OK for r in runs)
-    enough = (
-        not step.impossible and step.standard_error_seconds <= effort.relative_error * step.seconds
-    )
-    # Without a second run there would be no result at all.
-    most = max(effort.most_refinements, int(step.impossible))
-    if enough or failed or not step.extrapolated or len(runs) > most:
-        return None
-    longest = max(r.probe.high for r in runs)
-    accumulation = config.plan_at(size).gradient_accumulation_steps
-    probe = replace(best.probe, high=min(accumulation, 4 * longest), low=longest)
-    guess = _guessed_micro_step_seconds(size, runs) or 0.0
-    return replace(probe, deadline_seconds=_deadline(effort, probe, guess))
-
-
 def _compile_failed(history: Sequence[ProbeResult]) -> bool:
     return any(r.outcome is Outcome.COMPILE_FAILED for r in history)
 
@@ -234,7 +185,7 @@ def _memory_probe(plan: BatchPlan, effort: Effort) -> Probe:
 def _timing_probe(
     plan: BatchPlan, effort: Effort, history: Sequence[ProbeResult], *, compiles: bool
 ) -> Probe:
-    guess = _guessed_micro_step_seconds(plan.micro_batch_size, history)
+    guess = guessed_micro_step_seconds(plan.micro_batch_size, history)
     micro_batches = effort.timing_seconds / guess if guess else 2.0 * effort.timing_seconds
     accumulation = plan.gradient_accumulation_steps
     if accumulation * (effort.warm_up_steps + 4) <= max(micro_batches, 12):
@@ -247,34 +198,18 @@ def _timing_probe(
         high = round(micro_batches / epochs / (high_steps + _LOW_SHARE))
         high = max(3, min(accumulation, high))
         low = max(1, round(_LOW_SHARE * high))
-    probe = Probe(
-        purpose=Purpose.TIMING,
-        micro_batch_size=plan.micro_batch_size,
-        high=high,
-        low=low,
-        high_steps=high_steps,
-        epochs=epochs,
-        enough_seconds=effort.timing_seconds,
-        warm_up_steps=effort.warm_up_steps,
-        compile=compiles,
-        deadline_seconds=effort.timing_deadline_seconds,
+    return with_deadline(
+        Probe(
+            purpose=Purpose.TIMING,
+            micro_batch_size=plan.micro_batch_size,
+            high=high,
+            low=low,
+            high_steps=high_steps,
+            epochs=epochs,
+            enough_seconds=effort.timing_seconds,
+            warm_up_steps=effort.warm_up_steps,
+            compile=compiles,
+            deadline_seconds=effort.timing_deadline_seconds,
+        ),
+        guess or 0.0,
     )
-    return replace(probe, deadline_seconds=_deadline(effort, probe, guess or 0.0))
-
-
-def _deadline(effort: Effort, probe: Probe, micro_step_seconds: float) -> float:
-    """Allow three times the expected duration beside what building and compiling may take."""
-    expected = probe.epochs * probe.micro_batches_per_epoch * micro_step_seconds
-    return effort.timing_deadline_seconds + 3 * expected
-
-
-def _guessed_micro_step_seconds(
-    micro_batch_size: int, history: Sequence[ProbeResult]
-) -> float | None:
-    """Scale the largest run so far to this micro-batch size."""
-    done = [r for r in history if r.samples]
-    if not done:
-        return None
-    largest = max(done, key=lambda r: r.probe.micro_batch_size)
-    seconds = statistics.median(s.seconds / s.accumulation for s in largest.samples)
-    return seconds * micro_batch_size / largest.probe.micro_batch_size

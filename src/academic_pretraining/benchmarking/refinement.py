@@ -1,0 +1,69 @@
+"""Whether what was timed has to be timed again, with longer accumulation: pure."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from academic_pretraining.benchmarking.effort import Effort
+from academic_pretraining.benchmarking.prediction import (
+    best_timing,
+    guessed_micro_step_seconds,
+    predicted_step_time,
+    timings,
+)
+from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
+from academic_pretraining.config import TrainingConfig
+
+
+def refinement(
+    config: TrainingConfig, effort: Effort, history: Sequence[ProbeResult]
+) -> Probe | None:
+    """Lengthen the lever where the real step follows too uncertainly from short ones.
+
+    Of the best timing, or else of one that makes no sense.
+    """
+    best = best_timing(config, history)
+    wanted = [r for r in timings(config, history) if predicted_step_time(config, r).impossible]
+    for timed in [best, *wanted] if best else []:
+        if probe := _lengthened(config, effort, history, timed):
+            return probe
+    return None
+
+
+def _lengthened(
+    config: TrainingConfig,
+    effort: Effort,
+    history: Sequence[ProbeResult],
+    timed: ProbeResult,
+) -> Probe | None:
+    step = predicted_step_time(config, timed)
+    size = timed.probe.micro_batch_size
+    runs = [
+        r
+        for r in history
+        if r.probe.purpose is Purpose.TIMING
+        and (r.probe.micro_batch_size, r.probe.compile) == (size, timed.probe.compile)
+    ]
+    failed = any(r.outcome is not Outcome.OK for r in runs)
+    enough = (
+        not step.impossible and step.standard_error_seconds <= effort.relative_error * step.seconds
+    )
+    # Without a second run there would be no result at all.
+    most = max(effort.most_refinements, int(step.impossible))
+    if enough or failed or not step.extrapolated or len(runs) > most:
+        return None
+    longest = max(r.probe.high for r in runs)
+    accumulation = config.plan_at(size).gradient_accumulation_steps
+    probe = replace(timed.probe, high=min(accumulation, 4 * longest), low=longest)
+    guess = guessed_micro_step_seconds(size, runs) or 0.0
+    return with_deadline(replace(probe, deadline_seconds=effort.timing_deadline_seconds), guess)
+
+
+def with_deadline(probe: Probe, micro_step_seconds: float) -> Probe:
+    """Allow three times the expected duration beside what building and compiling may take.
+
+    Args:
+        probe: a timing, whose deadline allows for building and compiling.
+        micro_step_seconds: what a micro-batch is expected to take; 0 if unknown.
+    """
+    expected = probe.epochs * probe.micro_batches_per_epoch * micro_step_seconds
+    return replace(probe, deadline_seconds=probe.deadline_seconds + 3 * expected)
