@@ -17,7 +17,11 @@ FSDP_GRAD = Method(sharding=Sharding.FSDP_SHARD_GRAD_OP)
 FSDP_FULL = Method(sharding=Sharding.FSDP_FULL_SHARD, activation_checkpointing=True)
 ZERO_3 = Method(sharding=Sharding.ZERO_3, activation_checkpointing=True)
 FSDP_COMPILED = Method(sharding=Sharding.FSDP_FULL_SHARD, free_lunch=True)
-EVERY = (NAIVE, COMPILED, ZERO_1, ZERO_2, FSDP_GRAD, FSDP_FULL, ZERO_3, FSDP_COMPILED)
+EVERY = (
+    *(NAIVE, COMPILED, ZERO_1, ZERO_2, FSDP_GRAD, FSDP_FULL, ZERO_3),
+    # Others are compiled and sharded, too.
+    pytest.param(FSDP_COMPILED, marks=pytest.mark.thorough),
+)
 
 every_method = pytest.mark.parametrize("method", EVERY, ids=lambda method: method.label)
 

@@ -27,7 +27,8 @@ EFFORT = Effort(
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [
-        ("fails_to_compile", "no kernel for this"),
+        # What becomes of it is the same.
+        pytest.param("fails_to_compile", "no kernel for this", marks=pytest.mark.thorough),
         ("compiles_for_ever", "no end of the compilation within 12 s; the stacks are in the log"),
     ],
 )
