@@ -13,7 +13,7 @@ from academic_pretraining.config import BatchPlan, TrainingConfig, config_to_dic
 from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.models import MODELS
-from academic_pretraining.records import row_of
+from academic_pretraining.records import ORDER, row_of
 from academic_pretraining.training_arguments import to_json, training_arguments_fields
 from experiments.strict_json import loads
 
@@ -147,10 +147,7 @@ def _measured(records: Iterable[dict[str, Any]], config: TrainingConfig) -> list
         and newest
         and row["libraries"] == newest["libraries"]
     ]
-    found.sort(
-        key=lambda pair: (pair[0]["unlimited"], not pair[0]["company"], pair[0]["measured_at"]),
-        reverse=True,
-    )
+    found.sort(key=lambda pair: [pair[0][name] for name in ORDER], reverse=True)
     return [record for _, record in found]
 
 

@@ -10,9 +10,6 @@ from academic_pretraining.models.recipe import without_prose
 from academic_pretraining.records import LIBRARIES
 from academic_pretraining.training_arguments import training_arguments_fields
 
-BESIDE_OTHERS = {"allow_busy_gpus": True}
-"""Of the limits of `cache_key`, that of a measurement which others may have disturbed."""
-
 
 def library_versions(config: TrainingConfig) -> dict[str, str]:
     """Versions of what decides a measurement, by distribution; the model's kernels among it."""
@@ -23,6 +20,19 @@ def library_versions(config: TrainingConfig) -> dict[str, str]:
         except PackageNotFoundError:
             versions[name] = "not installed"
     return versions
+
+
+def limits_that_do(
+    limits: Mapping[str, Any] | None, *, allow_busy: bool
+) -> tuple[dict[str, Any], ...]:
+    """Give the limits under which a result will do, the best first; see `cache_key`.
+
+    Args:
+        limits: that the user asked for.
+        allow_busy: whether a result will do, too, that others may have disturbed.
+    """
+    alone = dict(limits or {})
+    return (alone, alone | {"allow_busy_gpus": True}) if allow_busy else (alone,)
 
 
 def cache_key(config: TrainingConfig, limits: Mapping[str, Any] | None = None) -> str:

@@ -16,7 +16,7 @@ from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import AcademicPretrainingError, DeviceBusyError, MeasurementError
 from academic_pretraining.occupancy import Company, nobody_else
-from experiments.identity import BESIDE_OTHERS
+from experiments.identity import limits_that_do
 from experiments.steps import MeasureContext, MeasureStep, is_cached, measure_step, run_step
 from experiments.store import RecordWorkspace
 
@@ -80,8 +80,7 @@ def sweep(
         alone: as for `Sessions`. A GPU that is busy costs the setting its result, and the next one
             is tried.
         limits: what of the effort the user asked for, as in `cache_key`.
-        allow_busy: whether `alone` lets others be there, which is one more limit for what has no
-            result without it.
+        allow_busy: whether `alone` lets others be there, as in `limits_that_do`.
         ahead: whether to launch a setting's processes while the one before is measured.
 
     Raises:
@@ -94,13 +93,14 @@ def sweep(
     sessions = Sessions(workspace / "sessions", alone=alone, ahead=ahead)
     try:
         store = RecordWorkspace(workspace)
-        contexts = []
+        steps = []
         for config in configs:
-            context = MeasureContext(config, effort, sessions, reporter.probes, limits)
-            if allow_busy and not is_cached(measure_step(context), store):
-                context.limits |= BESIDE_OTHERS
-            contexts.append(context)
-        return _walk(contexts, store, reporter, sessions)
+            *better, last = (
+                measure_step(MeasureContext(config, effort, sessions, reporter.probes, some))
+                for some in limits_that_do(limits, allow_busy=allow_busy)
+            )
+            steps.append(next((step for step in better if is_cached(step, store)), last))
+        return _walk(steps, store, reporter, sessions)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -113,14 +113,13 @@ def sweep(
 
 
 def _walk(
-    contexts: list[MeasureContext],
+    steps: list[MeasureStep],
     workspace: RecordWorkspace,
     reporter: Reporter,
     sessions: Sessions,
 ) -> SweepEnd:
     end = SweepEnd()
     elsewhere: list[MeasureStep] = []
-    steps = [measure_step(context) for context in contexts]
     left = sum(not is_cached(step, workspace) for step in steps)
     for index, step in enumerate(steps, start=1):
         config = step.context.config

@@ -14,7 +14,7 @@ from academic_pretraining.checks import check_record
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError
 from academic_pretraining.records import RECORD_VERSION
-from experiments.identity import BESIDE_OTHERS, cache_key
+from experiments.identity import cache_key, limits_that_do
 from experiments.strict_json import loads
 
 _STEP_PREFIX = "MeasureStep-"
@@ -80,13 +80,11 @@ def incomplete(
     Args:
         configs: to look for.
         workspace: where.
-        limits: as in `cache_key`.
-        allow_busy: whether a result will do that others may have disturbed.
+        limits: as in `limits_that_do`.
+        allow_busy: as in `limits_that_do`.
     """
     known = {record.get("key") for record in read_records(workspace)[0]}
-    enough = [dict(limits or {})]
-    if allow_busy:
-        enough.append(enough[0] | BESIDE_OTHERS)
+    enough = limits_that_do(limits, allow_busy=allow_busy)
     return [c for c in configs if not any(cache_key(c, some) in known for some in enough)]
 
 

@@ -89,6 +89,7 @@ def main(
     limits: dict[str, Any] = {"micro_batch_sizes": micro_batch_sizes} if micro_batch_sizes else {}
     if timing_seconds is not None:
         limits["timing_seconds"] = timing_seconds
+    allow_busy = allow_busy_gpus and not hardware.gpu.is_cpu
     summary = f"{len(configs)} settings to measure, {len(points) - len(configs)} skipped"
     match cmd:
         case "count":
@@ -106,11 +107,11 @@ def main(
             from experiments.workspace import incomplete
 
             wanted = list(configs.values())
-            missing = incomplete(wanted, workspace_dir(), limits, allow_busy=allow_busy_gpus)
+            missing = incomplete(wanted, workspace_dir(), limits, allow_busy=allow_busy)
             print(f"{len(missing)} of {len(configs)} settings have no result")
             print(*(f"  {config.label}\n" for config in missing), sep="", end="")
         case "run":
-            return _run(list(configs.values()), limits, detail, allow_busy_gpus)
+            return _run(list(configs.values()), limits, detail, allow_busy)
     return 0
 
 
@@ -164,7 +165,7 @@ def _run(
         progress,
         alone,
         limits,
-        allow_busy=allow_busy and not hardware.gpu.is_cpu,
+        allow_busy=allow_busy,
         ahead=ahead,
     )
     recalled = len(end.records) - end.measured

@@ -104,6 +104,7 @@ def test_a_row_in_full():
         "unlimited": True,
         "limits": "",
         "company": "",
+        "alone": True,
         "current_libraries": True,
         "training_days": pytest.approx(2.5 * 143_000 / 86_400),
         "training_days_low": pytest.approx(4.13773 * (1 - math.hypot(0.02, 1.96 * 0.01 / 2.5))),

@@ -142,20 +142,19 @@ def gpus_alone(
                     on_wait("another measurement is using a GPU: waiting for its end")
                     _locks(descriptor, wait=True)
                     patience_seconds = max(patience_seconds, PATIENCE_SECONDS)
-        if not allow_busy:
+        first = ""
+        if allow_busy:
+            patience_seconds = min(patience_seconds, _ALLOWED_PATIENCE_SECONDS)
+            first = others_on(hardware, environment, patience_seconds=patience_seconds)
+        else:
             check_idle(hardware, environment, patience_seconds=patience_seconds)
         yield Company(
             allowed=allow_busy,
-            first=_first(hardware, environment, patience_seconds) if allow_busy else "",
+            first=first,
             now=functools.partial(
                 others_on, hardware, environment, patience_seconds=PATIENCE_SECONDS
             ),
         )
-
-
-def _first(hardware: Hardware, environment: Mapping[str, str], patience_seconds: float) -> str:
-    patience_seconds = min(patience_seconds, _ALLOWED_PATIENCE_SECONDS)
-    return others_on(hardware, environment, patience_seconds=patience_seconds)
 
 
 # Of this process, whose forks must not hold on to its locks: torchrunx forks a server of log

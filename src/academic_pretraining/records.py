@@ -19,6 +19,9 @@ from academic_pretraining.numerics import numerics
 
 RECORD_VERSION = 1
 
+ORDER = ("unlimited", "alone", "measured_at")
+"""Columns of `row_of` by which a setting's records are sorted, the best one last."""
+
 LIBRARIES = ("torch", "transformers", "accelerate", "deepspeed")
 """Distributions whose versions decide every measurement."""
 
@@ -222,6 +225,7 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "unlimited": not record.get("limits"),
         "limits": ", ".join(f"--{name.replace('_', '-')}" for name in record.get("limits") or {}),
         "company": measured.get("company") or "",
+        "alone": not measured.get("company"),
     }
 
 

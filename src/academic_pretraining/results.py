@@ -10,7 +10,7 @@ from academic_pretraining.errors import NoResultsError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.numerics import REFERENCE
-from academic_pretraining.records import row_of
+from academic_pretraining.records import ORDER, row_of
 
 SCHEMA = pl.Schema(
     {
@@ -58,6 +58,7 @@ SCHEMA = pl.Schema(
         "unlimited": pl.Boolean,
         "limits": pl.String,
         "company": pl.String,
+        "alone": pl.Boolean,
     }
 )
 
@@ -97,8 +98,8 @@ def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
     """Gather records in one frame, the best of each setting, with training_days.
 
     That is the newest, but one of a search that the user did not limit stands before those of
-    limited ones (`unlimited`), one without `company` before others, and current versions before
-    all.
+    limited ones (`unlimited`), one without `company` before others (`alone`), and current versions
+    before all.
     `current_recipe` says whether the recipe is that of this version of the toolkit; a result of an
     older one never stands in for it, nor wins. `current_libraries` says likewise whether the
     versions of `LIBRARIES` are those of the newest result for the same model and hardware.
@@ -111,13 +112,7 @@ def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
                 "current_libraries"
             )
         )
-        .sort(
-            "current_libraries",
-            "unlimited",
-            pl.col("company") == "",
-            "measured_at",
-            maintain_order=True,
-        )
+        .sort("current_libraries", *ORDER, maintain_order=True)
         .unique([*_SETTING, "current_recipe"], keep="last", maintain_order=True)
         .sort("measured_at", maintain_order=True)
         .with_columns(training_days, training_days_low, training_days_high, units_per_second)

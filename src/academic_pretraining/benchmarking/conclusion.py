@@ -7,7 +7,7 @@ from academic_pretraining.analytic import mfu
 from academic_pretraining.benchmarking.communication import communication_seconds
 from academic_pretraining.benchmarking.launch import SessionEnd
 from academic_pretraining.benchmarking.prediction import (
-    predicted_step_seconds,
+    fastest_timing,
     predicted_step_time,
     timings,
     waiting_bytes,
@@ -56,7 +56,7 @@ def conclude(
             f"{fitting[0].probe.micro_batch_size} costs: give a longer --timing-seconds, on a "
             "machine that does nothing else"
         )
-    best = min(sensible, key=lambda r: predicted_step_seconds(config, r), default=None)
+    best = fastest_timing(config, sensible)
     if best:
         _check_ceiling(config, best, flops, environment["ceiling_flops"])
     compile_failure = next((r for r in history if r.outcome is Outcome.COMPILE_FAILED), None)

@@ -11,9 +11,12 @@ from academic_pretraining.config import TrainingConfig
 
 def best_timing(config: TrainingConfig, history: Sequence[ProbeResult]) -> ProbeResult | None:
     """Find the timing with the least predicted step time; `None` if nothing fitted."""
-    return min(
-        timings(config, history), key=lambda r: predicted_step_seconds(config, r), default=None
-    )
+    return fastest_timing(config, timings(config, history))
+
+
+def fastest_timing(config: TrainingConfig, timed: Sequence[ProbeResult]) -> ProbeResult | None:
+    """Find the one with the least predicted step time; `None` where there is none."""
+    return min(timed, key=lambda r: predicted_step_seconds(config, r), default=None)
 
 
 def timings(config: TrainingConfig, history: Sequence[ProbeResult]) -> list[ProbeResult]:

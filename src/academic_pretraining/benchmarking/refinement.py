@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.prediction import (
-    best_timing,
+    fastest_timing,
     guessed_micro_step_seconds,
     predicted_step_time,
     timings,
@@ -21,9 +21,10 @@ def refinement(
 
     Of the best timing, or else of one that makes no sense.
     """
-    best = best_timing(config, history)
-    wanted = [r for r in timings(config, history) if predicted_step_time(config, r).impossible]
-    for timed in [best, *wanted] if best else []:
+    fitting = timings(config, history)
+    best = fastest_timing(config, fitting)
+    impossible = [r for r in fitting if predicted_step_time(config, r).impossible]
+    for timed in [best, *impossible] if best else []:
         if probe := _lengthened(config, effort, history, timed):
             return probe
     return None
@@ -53,9 +54,13 @@ def _lengthened(
         return None
     longest = max(r.probe.high for r in runs)
     accumulation = config.plan_at(size).gradient_accumulation_steps
-    probe = replace(timed.probe, high=min(accumulation, 4 * longest), low=longest)
-    guess = guessed_micro_step_seconds(size, runs) or 0.0
-    return with_deadline(replace(probe, deadline_seconds=effort.timing_deadline_seconds), guess)
+    probe = replace(
+        timed.probe,
+        high=min(accumulation, 4 * longest),
+        low=longest,
+        deadline_seconds=effort.timing_deadline_seconds,
+    )
+    return with_deadline(probe, guessed_micro_step_seconds(size, runs) or 0.0)
 
 
 def with_deadline(probe: Probe, micro_step_seconds: float) -> Probe:

@@ -58,7 +58,6 @@ def work(directory: str) -> None:
     faulthandler.enable(stream)
     write_whole(folder / f"rank{rank}.pid", str(os.getpid()))
     (folder / f"rank{rank}.ready").touch()
-    let_collectives_wait(COLLECTIVES_SECONDS)
     try:
         while not (folder / "request.json").exists():
             if not folder.exists():
@@ -83,6 +82,7 @@ def work(directory: str) -> None:
 
 def _probe_on(folder: Path, rank: int) -> None:
     dump_if_not_begun()
+    let_collectives_wait(COLLECTIVES_SECONDS)
     request = json.loads((folder / "request.json").read_text())
     config = config_from_dict(request["config"])
     effort = Effort(
