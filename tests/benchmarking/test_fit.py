@@ -13,14 +13,29 @@ seconds = st.floats(1e-4, 100)
 accumulations = st.integers(1, 512)
 
 
-def sample(accumulation: int, seconds: float, *, skipped: bool = False) -> StepSample:
+def sample(
+    accumulation: int,
+    seconds: float,
+    *,
+    data_seconds: float = 0.0,
+    skipped: bool = False,
+    last_of_epoch: bool = False,
+) -> StepSample:
     return StepSample(
         accumulation=accumulation,
         seconds=seconds,
-        data_seconds=0.0,
+        data_seconds=data_seconds,
         optimizer_seconds=0.0,
         skipped=skipped,
+        last_of_epoch=last_of_epoch,
     )
+
+
+def fetching(accumulation: int, a: float, b: float, fetch: float, between: float, *, last=False):
+    """A step whose micro-batches are fetched in it; what is `between` steps counts as data too."""
+    data = between + fetch * (accumulation - last)
+    seconds = a * accumulation + b + data
+    return sample(accumulation, seconds, data_seconds=data, last_of_epoch=last)
 
 
 @given(a=seconds, b=seconds, low=accumulations, high=accumulations, real=accumulations)
@@ -35,6 +50,42 @@ def test_exact_steps_give_back_what_they_were_made_of(a, b, low, high, real):
     assert fitted.standard_error_seconds == pytest.approx(0, abs=1e-9 * (a * real + a * high + b))
     assert fitted.spread == pytest.approx(0, abs=1e-9)
     assert fitted.extrapolated == (real > high)
+
+
+@given(
+    a=seconds,
+    b=seconds,
+    fetch=st.floats(0, 10),
+    between=st.floats(0, 10),
+    low=accumulations,
+    high=accumulations,
+    real=accumulations,
+)
+def test_a_real_step_fetches_all_its_micro_batches(a, b, fetch, between, low, high, real):
+    assume(low < high <= 8 * low)
+    samples = [fetching(high, a, b, fetch, between)] * 3
+    samples.append(fetching(low, a, b, fetch, between, last=True))
+    fitted = fit_step_time(samples, real)
+    micro_step = a + fetch
+    scale = micro_step * (real + high) + b + between
+    assert fitted.micro_step_seconds == pytest.approx(micro_step, rel=1e-6, abs=1e-6 * scale)
+    assert fitted.seconds == pytest.approx(micro_step * real + b + between, abs=1e-6 * scale)
+
+
+def test_the_last_of_equal_steps_fetches_one_micro_batch_less():
+    samples = [fetching(4, 1.0, 0.0, 0.1, 0.0)] * 2 + [fetching(4, 1.0, 0.0, 0.1, 0.0, last=True)]
+    fitted = fit_step_time(samples, 8)
+    assert fitted.seconds == pytest.approx(8.8)
+    assert fitted.standard_error_seconds == pytest.approx(0, abs=1e-9)
+
+
+def test_noise_never_makes_fetching_cost_less_than_nothing():
+    samples = [
+        sample(4, 4.0, data_seconds=0.1),
+        sample(4, 4.0, data_seconds=0.1),
+        sample(1, 1.0, data_seconds=0.4, last_of_epoch=True),
+    ]
+    assert fit_step_time(samples, 8).seconds == pytest.approx(8.0)
 
 
 @given(step=seconds, timed=accumulations, real=accumulations)

@@ -113,9 +113,39 @@ def test_reading_the_data_is_inside(tmp_path):
     timer = StepTimer(cuda=False)
     train(tmp_path, timer, 20, data_nap=NAP)
     # Accelerate reads one micro-batch ahead: an epoch's last step has one less to read.
-    for sample, reads in zip(timer.samples(), [4, 4, 3], strict=True):
-        assert sample.data_seconds >= ALMOST * NAP * 2 * reads
-        assert sample.seconds >= ALMOST * NAP * 2 * reads
+    assert [sample.fetched for sample in timer.samples()] == [4, 4, 3]
+    for sample in timer.samples():
+        assert sample.data_seconds >= ALMOST * NAP * 2 * sample.fetched
+        assert sample.seconds >= ALMOST * NAP * 2 * sample.fetched
+
+
+def test_a_step_fetches_as_many_micro_batches_as_are_collated_in_it(tmp_path):
+    counts = [0]
+
+    def collate(examples):
+        counts[-1] += 1
+        return default_data_collator(examples)
+
+    class Count(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            counts.append(0)
+
+    timer = StepTimer(cuda=False, warm_up_steps=0)
+    train(tmp_path, timer, 18, 2, data_collator=collate, callbacks=[Count()])
+    # The first of each epoch is not timed, and fetches one more.
+    assert counts == [5, 4, 4, 4, 1, 5, 4, 4, 4, 1, 0]
+    assert [s.fetched for s in timer.samples()] == counts[1:5] + counts[6:10]
+
+
+def test_a_training_that_stops_within_an_epoch_has_fetched_ahead(tmp_path):
+    timer = StepTimer(cuda=False, warm_up_steps=0)
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 3
+
+    train(tmp_path, timer, 18, callbacks=[Stop()])
+    assert [s.fetched for s in timer.samples()] == [4, 4]
 
 
 def test_collating_is_inside(tmp_path):

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from academic_pretraining.benchmarking.probes import StepSample
@@ -42,9 +42,11 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
 
     Steps with an fp16 overflow are left out: the optimizer does not run in them, and a training
     has few. So are steps with a small share of the longest one's micro-batches, from before a run
-    was lengthened: a step's first micro-batches cost more than the rest. With one accumulation
-    only, its mean is the answer, and a and b stay undivided; so is it where the real accumulation
-    was run and the line through all is `impossible`.
+    was lengthened: a step's first micro-batches cost more than the rest. An epoch's last step gets
+    the fetching of the micro-batch that it lacks: the short ones are all of that kind, and images
+    take long to fetch. With one accumulation only, its mean is the answer, and a and b stay
+    undivided; so is it where the real accumulation was run and the line through all is
+    `impossible`.
 
     Args:
         samples: steps, best with different accumulations.
@@ -57,7 +59,7 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
     if not usable:
         raise ValueError("no timed steps to fit")
     groups: dict[int, list[float]] = {}
-    for sample in usable:
+    for sample in _with_all_fetched(usable):
         groups.setdefault(sample.accumulation, []).append(sample.seconds)
     longest = max(groups)
     groups = {n: values for n, values in groups.items() if n >= _SHORTEST_SHARE * longest}
@@ -87,6 +89,18 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
         overhead_seconds=line.at_centre - line.slope * line.centre,
         extrapolated=extrapolated,
     )
+
+
+def _with_all_fetched(samples: Sequence[StepSample]) -> list[StepSample]:
+    fetched = [sample.fetched for sample in samples]
+    if len(set(fetched)) == 1:
+        return list(samples)
+    data_seconds = [sample.data_seconds for sample in samples]
+    one_more = max(0.0, statistics.linear_regression(fetched, data_seconds).slope)
+    return [
+        replace(sample, seconds=sample.seconds + one_more * (sample.accumulation - sample.fetched))
+        for sample in samples
+    ]
 
 
 class _Line(NamedTuple):

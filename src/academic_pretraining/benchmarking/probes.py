@@ -89,6 +89,7 @@ class StepSample:
         optimizer_seconds: of it, from the last gradient to the end of the step. DeepSpeed steps
             inside the backward pass, where this cannot see it.
         skipped: whether the optimizer step was skipped because of an fp16 overflow.
+        last_of_epoch: whether its data loader ended with it.
     """
 
     accumulation: int
@@ -96,6 +97,12 @@ class StepSample:
     data_seconds: float
     optimizer_seconds: float
     skipped: bool
+    last_of_epoch: bool = False
+
+    @property
+    def fetched(self) -> int:
+        """Micro-batches fetched in it: accelerate is one ahead, until there is no more."""
+        return self.accumulation - self.last_of_epoch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ class _Step:
     end: Mark | None = None
     accumulation: int = 0
     skipped: bool = False
+    last_of_epoch: bool = False
     number: int = 0
 
 
@@ -95,6 +96,8 @@ class StepTimer(TrainerCallback):
             self._current.accumulation += 1
             self._current.end = now
             self._current.number = number
+            loader = kwargs.get("train_dataloader")
+            self._current.last_of_epoch = bool(getattr(loader, "end_of_dataloader", False))
             self._steps.append(self._current)
         self._current = _Step(start=now) if number < self.last_step else None
 
@@ -113,6 +116,7 @@ class StepTimer(TrainerCallback):
                 data_seconds=_between(step.start, step.fetched),
                 optimizer_seconds=_between(step.gradients, step.end),
                 skipped=step.skipped,
+                last_of_epoch=step.last_of_epoch,
             )
             for step in self._steps
             if step.number > self.warm_up_steps
