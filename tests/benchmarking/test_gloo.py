@@ -67,7 +67,10 @@ def test_no_engine_of_deepspeed_outlives_its_probe(recorded, method):
         (ZERO_2, "DeepSpeedEngine", "DeepSpeedEngine"),
         (ZERO_3, "DeepSpeedEngine", "DeepSpeedEngine"),
         # Compiled first and sharded then.
-        (FSDP_COMPILED, "FSDPOptimizedModule", "GPTNeoXForCausalLM"),
+        pytest.param(
+            *(FSDP_COMPILED, "FSDPOptimizedModule", "GPTNeoXForCausalLM"),
+            marks=pytest.mark.thorough,
+        ),
         (FSDP_GRAD, "FSDPGPTNeoXForCausalLM", "FSDPGPTNeoXForCausalLM"),
         (FSDP_FULL, "FSDPGPTNeoXForCausalLM", "FSDPGPTNeoXForCausalLM"),
     ],

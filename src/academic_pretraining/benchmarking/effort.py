@@ -27,7 +27,7 @@ class Effort:
     timing_seconds: float = 8.0
     most_timings: int = 4
     relative_error: float = 0.01
-    most_refinements: int = 1
+    most_refinements: int = 2
     high_steps: int = 6
     epochs: int = 1
     warm_up_steps: int = 2
