@@ -21,6 +21,7 @@ from academic_pretraining.gpus import GPUS, Hardware
 from academic_pretraining.methods import MethodSpace
 from academic_pretraining.models import MODELS
 from academic_pretraining.records import Measurement, Timing
+from experiments.identity import cache_key
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 HARDWARE = ("--num-nodes", "1", "--gpus-per-node", "4", "--gpu-type", "a100")
@@ -129,6 +130,8 @@ def made_up(config: TrainingConfig, number: int) -> dict[str, Any]:
         "measurement": dataclasses.asdict(measurement),
         "versions": {"torch": "2.11.0"},
         "measured_at": 1.7e9 + number,
+        "key": cache_key(config),
+        "limits": {},
     }
 
 

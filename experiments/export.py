@@ -13,7 +13,7 @@ from academic_pretraining.config import BatchPlan, TrainingConfig, config_to_dic
 from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.models import MODELS
-from academic_pretraining.records import ORDER, row_of
+from academic_pretraining.records import ORDER, has_current_arguments, row_of
 from academic_pretraining.training_arguments import to_json, training_arguments_fields
 from experiments.strict_json import loads
 
@@ -146,6 +146,7 @@ def _measured(records: Iterable[dict[str, Any]], config: TrainingConfig) -> list
         and row["current_recipe"]
         and newest
         and row["libraries"] == newest["libraries"]
+        and has_current_arguments(record)
     ]
     found.sort(key=lambda pair: [pair[0][name] for name in ORDER], reverse=True)
     return [record for _, record in found]

@@ -40,6 +40,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
     model = row["model"]
     if not row["current_recipe"]:
         model += " (an older recipe)"
+    elif not row["current_arguments"]:
+        model += " (other training arguments)"
     if not row["current_libraries"]:
         model += f" ({row['libraries'] or 'other libraries'})"
     if row["limits"]:

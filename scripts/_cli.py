@@ -80,8 +80,8 @@ def records() -> list[dict[str, Any]]:
     return readable
 
 
-def results() -> "pl.DataFrame":
-    """Read all results of the workspace, as `records` does, into one frame."""
-    from academic_pretraining.results import frame
+def results(hardware: Hardware, model: str) -> "pl.DataFrame":
+    """Read the workspace, as `records` does, and gather the results for one hardware and model."""
+    from academic_pretraining.results import about, frame
 
-    return frame(records())
+    return frame(about(records(), hardware, model))

@@ -179,10 +179,9 @@ def _run(
 def _print_results(hardware: Hardware, model: str, detail: bool) -> None:
     from rich.console import Console
 
-    from academic_pretraining.results import select
     from experiments.report import detail_table, results_table
 
-    rows = select(results(), hardware, model)
+    rows = results(hardware, model)
     # What a result says is shown as it stands, for others may have written it.
     console = Console(width=None if sys.stdout.isatty() else 180, markup=False, emoji=False)
     if rows.is_empty():

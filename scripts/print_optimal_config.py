@@ -58,14 +58,16 @@ def main(
 
     import polars as pl
 
-    from academic_pretraining.results import fastest, select
+    from academic_pretraining.results import fastest
 
     hardware = Hardware(num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu_type=gpu_type)
-    found = results()
-    others = select(found, hardware, model).filter(outcome="measured", current_libraries=False)
+    found = results(hardware, model)
+    others = found.filter(outcome="measured", current_libraries=False)
     if not others.is_empty():
         print(f"{len(others)} results of other library versions are left out", file=sys.stderr)
     row = fastest(found, hardware, model, same_numerics=numerics == "reference")
+    if limits := row["limits"].item():
+        print(f"measured with {limits}", file=sys.stderr)
     if company := row["company"].item():
         print(f"measured beside others on the GPUs: {company}", file=sys.stderr)
     plan = None if habits == Habits() else _schedule(habits, row.row(0, named=True), save_seconds)

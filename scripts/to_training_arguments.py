@@ -73,9 +73,9 @@ def main(
     recipe = get_model(model)
     measured = None
     if optimal:
-        from academic_pretraining.results import fastest, frame, method_of
+        from academic_pretraining.results import about, fastest, frame, method_of
 
-        measured = records()
+        measured = about(records(), hardware, model)
         same = numerics == "reference"
         row = fastest(frame(measured), hardware, model, same_numerics=same).row(0, named=True)
         method = method_of(row)

@@ -22,6 +22,7 @@ from academic_pretraining.methods import Method
 from academic_pretraining.models import MODELS
 from academic_pretraining.records import to_record
 from experiments.export import export
+from experiments.identity import cache_key
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
@@ -167,6 +168,7 @@ def made_up_record(hardware: Hardware = ON_TWO, model: str = "pythia-160m") -> d
     )
     measurement = dataclasses.replace(MEASURED, best=timing, timings=(timing,), compile="off")
     record = to_record(config, measurement, versions={"torch": "2"}, measured_at=1.0)
+    record |= {"key": cache_key(config)}
     return json.loads(json.dumps(record))
 
 

@@ -19,7 +19,8 @@ from academic_pretraining.records import (
     is_current,
     to_record,
 )
-from academic_pretraining.results import SCHEMA, fastest, frame, select
+from academic_pretraining.results import SCHEMA, about, fastest, frame, select
+from experiments.identity import cache_key
 
 ONE = Hardware(num_nodes=1, gpus_per_node=1, gpu_type="h200")
 TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
@@ -43,7 +44,7 @@ def record_of(
     config = TrainingConfig(hardware=hardware, recipe=MODELS[model], method=method)
     versions = {"torch": "2.13.0"} if versions is None else versions
     record = to_record(config, measurement, versions=versions, measured_at=at)
-    return json.loads(json.dumps(record))
+    return json.loads(json.dumps(record | {"key": cache_key(config)}))
 
 
 def test_a_record_is_json_and_holds_the_configuration():
@@ -105,6 +106,7 @@ def test_a_row_in_full():
         "limits": "",
         "company": "",
         "alone": True,
+        "current_arguments": True,
         "current_libraries": True,
         "training_days": pytest.approx(2.5 * 143_000 / 86_400),
         "training_days_low": pytest.approx(4.13773 * (1 - math.hypot(0.02, 1.96 * 0.01 / 2.5))),
@@ -283,6 +285,37 @@ def test_an_older_recipe_neither_replaces_nor_wins(later):
     assert fastest(rows, TWO, "pythia-160m")["step_seconds"].to_list() == [3.0]
     with pytest.raises(NoResultsError):
         fastest(frame([old]), TWO, "pythia-160m")
+
+
+def of_other_arguments(record: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    key = json.loads(record["key"])
+    return record | {"key": json.dumps(key | {"arguments": key["arguments"] | changes})}
+
+
+@pytest.mark.parametrize("at", [0.5, 2.0])
+@pytest.mark.parametrize("changes", [{"optim": "sgd"}, {"deepspeed": {}}, {"new_field": None}])
+def test_other_training_arguments_are_marked_and_never_win(at, changes):
+    other = of_other_arguments(record_of(seconds=0.1, at=at), **changes)
+    rows = frame([other, record_of(seconds=3.0, at=1.0)])
+    assert dict(rows.select("current_arguments", "step_seconds").rows()) == {True: 3.0, False: 0.1}
+    assert fastest(rows, TWO, "pythia-160m")["step_seconds"].to_list() == [3.0]
+    with pytest.raises(NoResultsError):
+        fastest(frame([other]), TWO, "pythia-160m")
+
+
+@pytest.mark.parametrize("key", [None, "", "{", "[]", "{}", '{"arguments": 1}', "[" * 10**5, 1])
+def test_a_record_that_does_not_say_its_arguments_never_wins(key):
+    assert frame([record_of() | {"key": key}])["current_arguments"].to_list() == [False]
+    unnamed = record_of()
+    del unnamed["key"]
+    assert frame([unnamed])["current_arguments"].to_list() == [False]
+
+
+def test_records_are_those_about_one_hardware_and_model():
+    wanted = record_of(Method())
+    others = [record_of(hardware=ONE), record_of(model="vit")]
+    assert about([others[0], wanted, others[1]], TWO, "pythia-160m") == [wanted]
+    assert about(others, TWO, "pythia-160m") == []
 
 
 def test_a_record_from_before_the_ceiling_still_has_a_row():

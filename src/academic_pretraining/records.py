@@ -11,11 +11,13 @@ from academic_pretraining.config import (
     config_to_dict,
     recipe_to_dict,
 )
+from academic_pretraining.errors import AcademicPretrainingError
 from academic_pretraining.gpus import GPUS
 from academic_pretraining.methods import Sharding
 from academic_pretraining.models import MODELS
 from academic_pretraining.models.recipe import Precision, without_prose
 from academic_pretraining.numerics import numerics
+from academic_pretraining.training_arguments import training_arguments_fields
 
 RECORD_VERSION = 1
 
@@ -247,6 +249,17 @@ def _numerics(config: dict[str, Any]) -> str:
 def is_current(recipe: dict[str, Any]) -> bool:
     """Whether a record's recipe, prose apart, is the one in `MODELS`."""
     return recipe["name"] in MODELS and without_prose(recipe) == _current(recipe["name"])
+
+
+def has_current_arguments(record: dict[str, Any]) -> bool:
+    """Whether a record's key holds the training arguments that would be exported now."""
+    try:
+        config = config_of(record)
+        now = training_arguments_fields(config, config.plan_at(1))
+        # As a key holds them: lists for tuples.
+        return json.loads(record["key"])["arguments"] == json.loads(json.dumps(now))
+    except (KeyError, TypeError, ValueError, RecursionError, AcademicPretrainingError):
+        return False
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """All measurements in one polars frame, and the fastest row."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import polars as pl
@@ -10,7 +11,7 @@ from academic_pretraining.errors import NoResultsError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.numerics import REFERENCE
-from academic_pretraining.records import ORDER, row_of
+from academic_pretraining.records import ORDER, has_current_arguments, row_of
 
 SCHEMA = pl.Schema(
     {
@@ -59,6 +60,7 @@ SCHEMA = pl.Schema(
         "limits": pl.String,
         "company": pl.String,
         "alone": pl.Boolean,
+        "current_arguments": pl.Boolean,
     }
 )
 
@@ -70,6 +72,7 @@ _SETTING = [
     "sharding",
     "offloading",
 ]
+_CURRENT = ["current_recipe", "current_arguments"]
 
 training_days = (pl.col("step_seconds") * pl.col("max_steps") / SECONDS_PER_DAY).alias(
     "training_days"
@@ -100,11 +103,12 @@ def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
     That is the newest, but one of a search that the user did not limit stands before those of
     limited ones (`unlimited`), one without `company` before others (`alone`), and current versions
     before all.
-    `current_recipe` says whether the recipe is that of this version of the toolkit; a result of an
-    older one never stands in for it, nor wins. `current_libraries` says likewise whether the
+    `current_recipe` says whether the recipe is that of this version of the toolkit, and
+    `current_arguments` whether the training arguments are those that it exports; a result of
+    others never stands in for them, nor wins. `current_libraries` says likewise whether the
     versions of `LIBRARIES` are those of the newest result for the same model and hardware.
     """
-    rows = pl.DataFrame([row_of(record) for record in records], schema=SCHEMA)
+    rows = pl.DataFrame([_row(record) for record in records], schema=SCHEMA)
     return (
         rows.sort("measured_at")
         .with_columns(
@@ -113,10 +117,27 @@ def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
             )
         )
         .sort("current_libraries", *ORDER, maintain_order=True)
-        .unique([*_SETTING, "current_recipe"], keep="last", maintain_order=True)
+        .unique([*_SETTING, *_CURRENT], keep="last", maintain_order=True)
         .sort("measured_at", maintain_order=True)
         .with_columns(training_days, training_days_low, training_days_high, units_per_second)
     )
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    row = row_of(record)
+    return row | {"current_arguments": row["current_recipe"] and has_current_arguments(record)}
+
+
+def about(
+    records: Iterable[dict[str, Any]], hardware: Hardware, model: str
+) -> list[dict[str, Any]]:
+    """Keep the records of one hardware and model."""
+    where = asdict(hardware)
+    return [
+        record
+        for record in records
+        if record["config"]["hardware"] == where and record["config"]["recipe"]["name"] == model
+    ]
 
 
 def select(results: pl.DataFrame, hardware: Hardware, model: str) -> pl.DataFrame:
@@ -143,7 +164,7 @@ def fastest(
     Raises:
         NoResultsError: nothing was measured for this hardware and model.
     """
-    rows = select(results, hardware, model).filter(outcome="measured", current_recipe=True)
+    rows = select(results, hardware, model).filter(*_CURRENT, outcome="measured")
     if not rows.is_empty():
         rows = rows.filter(current_libraries=True)
         if rows.is_empty():

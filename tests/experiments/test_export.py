@@ -24,6 +24,7 @@ from experiments.export import (
     read_setting,
     setting_path,
 )
+from experiments.identity import cache_key
 
 TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
 PREDICTED = {
@@ -69,6 +70,7 @@ def record_of(measurer, silent):
         )
         measurement = dataclasses.replace(measurement, timings=timings, compile=state)
         record = to_record(config, measurement, versions={}, measured_at=at)
+        record["key"] = cache_key(config)
         record["config"]["recipe"] |= recipe or {}
         return json.loads(json.dumps(record))
 
@@ -153,6 +155,16 @@ def test_an_older_recipe_predicts_nothing(record_of, changes):
     both = [old, record_of(config, 1.0, b16=2.5)]
     assert prediction(both, config, plan) == PREDICTED
     assert not compilation_failed(both, config)
+
+
+def test_other_training_arguments_predict_nothing(record_of):
+    config, plan = config_of(), config_of().plan_at(16)
+    other = record_of(config, 2.0, b16=1.0, state="failed")
+    key = json.loads(other["key"])
+    other["key"] = json.dumps(key | {"arguments": key["arguments"] | {"optim": "sgd"}})
+    assert prediction([other], config, plan) is None
+    assert not compilation_failed([other], config)
+    assert prediction([other, record_of(config, 1.0, b16=2.5)], config, plan) == PREDICTED
 
 
 def test_another_wording_of_a_recipe_predicts_alike(record_of):

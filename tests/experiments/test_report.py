@@ -2,6 +2,7 @@ import dataclasses
 import io
 import re
 import time
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,6 +15,7 @@ from academic_pretraining.methods import Method, MethodSpace, Sharding
 from academic_pretraining.models import MODELS
 from academic_pretraining.records import Measurement, to_record
 from academic_pretraining.results import frame
+from experiments.identity import cache_key
 from experiments.report import Progress, days, detail_table, grid_lines, results_table, seconds
 
 COLUMNS = [
@@ -39,12 +41,13 @@ def record_of(
     step: float | None = None,
     model: str = "pythia-160m",
     hardware: Hardware = TWO,
-):
+) -> dict[str, Any]:
     if step is not None:
         best = dataclasses.replace(TIMING, step_seconds=step)
         measurement = dataclasses.replace(measurement, best=best)
     config = TrainingConfig(hardware=hardware, recipe=MODELS[model], method=method)
-    return to_record(config, measurement, versions={}, measured_at=0.0)
+    record = to_record(config, measurement, versions={}, measured_at=0.0)
+    return record | {"key": cache_key(config)}
 
 
 def cells(*records) -> list[list[str]]:
@@ -310,4 +313,12 @@ def test_a_result_of_an_older_recipe_says_so():
         ("pythia-160m (an older recipe)", "free-lunch + ZeRO-2", "1 s ± 2.0%"),
         ("pythia-160m", "free-lunch + ZeRO-2", "2 s ± 2.0%"),
         ("pythia-160m", "naive", "2.5 s ± 2.0%"),
+    ]
+
+
+def test_a_result_with_other_training_arguments_says_so():
+    other = record_of(step=1.0) | {"key": "{}"}
+    assert [row[0] for row in cells(other, record_of(step=2.0))] == [
+        "pythia-160m (other training arguments)",
+        "pythia-160m",
     ]

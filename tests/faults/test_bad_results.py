@@ -63,7 +63,21 @@ def names_and_refuses(place: InProcess, command: tuple[str, ...], *contents: byt
 @settings(many, max_examples=10)
 @given(at=st.integers(0, 10**6))
 def test_a_result_that_is_damaged_anywhere_is_named(place, question, how, at):
-    names_and_refuses(place, ASK[question], BREAKS[how](json.dumps(GOOD).encode(), at))
+    # A mark that its key lacks leaves JSON, and a key of no known arguments.
+    content = json.dumps(GOOD | {"key": "a key"}).encode()
+    names_and_refuses(place, ASK[question], BREAKS[how](content, at))
+
+
+@pytest.mark.parametrize("question", ASK)
+@pytest.mark.parametrize("key", ["a key", GOOD["key"][:-1], GOOD["key"].replace("fused", "")])
+def test_a_result_with_a_damaged_key_is_marked_and_never_wins(place, question, key):
+    place.remember(json.dumps(GOOD | {"key": key}).encode())
+    status, out, err = place.run(*ASK[question])
+    assert (status, out) == (2, "")
+    assert err.startswith("error: no result yet for pythia-160m on 1 x 2 a100: ")
+    status, out, err = place.run(*LIST)
+    assert (status, err) == (0, "")
+    assert "(other" in out
 
 
 NO_RECORD: dict[str, bytes] = {

@@ -15,6 +15,7 @@ from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method
 from academic_pretraining.models import MODELS
 from academic_pretraining.records import to_record
+from experiments.identity import cache_key
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -155,7 +156,8 @@ def made_up() -> Callable[..., dict[str, Any]]:
         measurement = dataclasses.replace(
             MEASURED, best=timing, timings=(timing,), compile=compile_state
         )
-        return to_record(config, measurement, versions={"torch": "2"}, measured_at=measured_at)
+        record = to_record(config, measurement, versions={"torch": "2"}, measured_at=measured_at)
+        return record | {"key": cache_key(config)}
 
     return make
 
