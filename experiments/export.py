@@ -190,7 +190,7 @@ def export(
     }
     try:
         _write(output, to_json(setting), text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise InvalidFileError(
             f"{output} cannot be written ({error}): name another file"
         ) from error
@@ -202,18 +202,22 @@ def _write(output: Path, setting: str, arguments: str) -> None:
 
     Arguments never stand beside another's setting.
     """
-    if output.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(output))
-    if setting_path(output).is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(setting_path(output)))
+    # What a link names is replaced, and not the link.
+    contents = {setting_path(output).resolve(): setting, output.resolve(): arguments}
+    for path in contents:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
     new = [folder for folder in output.parents if not folder.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        for path, content in ((setting_path(output), setting), (output, arguments)):
+        for path, content in contents.items():
             _partial(path).write_text(content)
+        for path in contents:
             _partial(path).replace(path)
     except BaseException:
-        for path in (output, setting_path(output)):
+        for path in contents:
             with contextlib.suppress(OSError, ValueError):
                 _partial(path).unlink(missing_ok=True)
         for folder in new:

@@ -75,6 +75,18 @@ class RecordCache(LocalStepCache):
         return None if of_another else record
 
 
+def _open_lock(path: Path) -> int:
+    """Open a file to lock, which may be another user's."""
+    how = os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        # NFS gives an exclusive lock only to who may write.
+        return os.open(path, os.O_RDWR | os.O_CREAT | how, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | how)
+
+
 def _free_name(folder: Path) -> Path:
     names = (f"unreadable{f'-{n}' * (n > 1)}.json" for n in itertools.count(1))
     return next(folder / name for name in names if not os.path.lexists(folder / name))
@@ -133,7 +145,7 @@ class RecordWorkspace(Workspace):
         """
         path = self.lock_path(step)
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        lock = _open_lock(path)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if step in self._cache:

@@ -7,6 +7,7 @@ Tango keeps each result in `cache/<step id>/`: `data.json`, written first, and
 import contextlib
 import gc
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from experiments.strict_json import loads
 _STEP_PREFIX = "MeasureStep-"
 DATA = "data.json"
 METADATA = "cache-metadata.json"
+_LARGEST_BYTES = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,12 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError, AcademicPretrainingError: it cannot be used.
     """
+    found = path.stat()
+    # Reading a pipe or a device would never end.
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no regular file")
+    if found.st_size > _LARGEST_BYTES:
+        raise ValueError(f"it has {found.st_size:,} bytes, more than any record")
     record = loads(path.read_text(encoding="utf-8"))
     if not isinstance(record, dict) or "version" not in record:
         raise ValueError("not a record of this toolkit")

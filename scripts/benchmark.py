@@ -143,6 +143,11 @@ def _run(
         gpus_alone, hardware, os.environ, allow_busy=allow_busy, on_wait=progress.waits
     )
     if incomplete(configs, workspace_dir(), limits, allow_busy=allow_busy):
+        if hardware.num_nodes > 1 and "SLURM_JOB_ID" not in os.environ:
+            raise InvalidConfigError(
+                f"--num-nodes is {hardware.num_nodes}, but this is no SLURM job, which says where "
+                "they are: run it in one, or give --num-nodes 1"
+            )
         check_hardware(hardware, os.environ)
         # Refuses at once what would otherwise be refused setting by setting; where a script was
         # killed, its own processes are given the time to end.

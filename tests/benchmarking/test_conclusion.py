@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 from playing import a_checkpoint, a_result, an_exchange
 
+from academic_pretraining.benchmarking.notes import Notes
 from academic_pretraining.benchmarking.probes import Outcome, Purpose
 from academic_pretraining.errors import MeasurementError
 
@@ -101,6 +102,22 @@ def test_what_outruns_bare_matrix_products_is_refused(play):
     # 64 examples of 1,000 FLOPs in 16 steps' worth of 1e-6 s on one GPU: 4e9 FLOP/s.
     with pytest.raises(MeasurementError, match="a fault of measurement, which is not kept"):
         play([a_result(step=2e-6)])
+
+
+def test_on_a_cpu_others_may_have_slowed_the_products(play):
+    assert play([a_result(step=2e-6)], gpu_type="cpu").outcome == "measured"
+
+
+@pytest.mark.parametrize("step", [2e-6, 1.0])
+def test_what_makes_no_sense_is_not_recalled(play, tmp_path, step):
+    path = tmp_path / "notes.jsonl"
+    notes = Notes(path, {})
+    result = a_result(high=4, step=step)
+    short = dataclasses.replace(result.samples[0], accumulation=1, seconds=5 * step)
+    samples = (*result.samples, short) if step == 1.0 else result.samples
+    with pytest.raises(MeasurementError):
+        play([dataclasses.replace(result, samples=samples)], notes=notes)
+    assert not path.exists()
 
 
 def test_shares_of_the_step_are_those_of_its_longest_steps(play):

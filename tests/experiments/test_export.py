@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -361,3 +362,36 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, name):
     start = re.escape(f"{tmp_path / name} cannot be written (")
     assert re.fullmatch(start + r".+\): name another file", str(caught.value))
     assert {path.name for path in tmp_path.rglob("*")} == {"file", "folder"}
+
+
+def test_a_pipe_is_not_replaced(tmp_path):
+    output, config = tmp_path / "args.json", config_of()
+    os.mkfifo(output)
+    with pytest.raises(InvalidFileError, match="it is no regular file"):
+        export(output, config, config.plan_at(16), [])
+    assert output.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["args.json"]
+
+
+def test_what_a_link_names_is_written(tmp_path):
+    config = config_of()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "args.json").symlink_to(tmp_path / "kept" / "real.json")
+    export(tmp_path / "args.json", config, config.plan_at(16), [])
+    assert (tmp_path / "args.json").is_symlink()
+    assert json.loads((tmp_path / "kept" / "real.json").read_text())["learning_rate"] > 0
+    assert read_setting(tmp_path / "args.json")["model"] == config.recipe.name
+    (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
+    with pytest.raises(InvalidFileError, match="name another file"):
+        export(tmp_path / "loop.json", config, config.plan_at(16), [])
+
+
+def test_an_export_that_fails_changes_neither_file(tmp_path):
+    output, config = tmp_path / "args.json", config_of()
+    output.write_text("{}")
+    setting_path(output).write_text("[]")
+    (tmp_path / "args.json.partial").mkdir()
+    with pytest.raises(InvalidFileError):
+        export(output, config, config.plan_at(16), [])
+    assert (output.read_text(), setting_path(output).read_text()) == ("{}", "[]")
+    assert not (tmp_path / "args.setting.json.partial").exists()

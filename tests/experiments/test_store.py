@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 from tango.common.exceptions import StepStateError
@@ -134,3 +136,34 @@ def test_a_result_that_cannot_be_stored_leaves_no_lock(configs, measurer, tmp_pa
     assert not is_cached(step, workspace)
     (folder / "data.json").unlink()
     assert run_step(step_of(configs[0]), RecordWorkspace(tmp_path))["measurement"]
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o664])
+def test_the_lock_file_of_another_user_can_be_locked(configs, tmp_path, step_of, monkeypatch, mode):
+    first, second = RecordWorkspace(tmp_path), RecordWorkspace(tmp_path)
+    step = step_of(configs[0])
+    first.step_starting(step)
+    first.step_failed(step, ValueError())
+    first.lock_path(step).chmod(mode)
+    real = os.open
+
+    def as_another(path, flags, *mode):
+        # A superuser may write whatever its mode says.
+        if flags & os.O_RDWR and not Path(path).stat().st_mode & 0o020:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", as_another)
+    second.step_starting(step)
+    with pytest.raises(StepStateError):
+        first.step_starting(step)
+
+
+def test_a_lock_file_is_for_the_group_where_the_umask_allows_it(configs, tmp_path, step_of):
+    workspace, step = RecordWorkspace(tmp_path), step_of(configs[0])
+    before = os.umask(0o002)
+    try:
+        workspace.step_starting(step)
+    finally:
+        os.umask(before)
+    assert workspace.lock_path(step).stat().st_mode & 0o777 == 0o664

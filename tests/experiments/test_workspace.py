@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -222,6 +223,23 @@ def test_a_result_without_its_key_is_none_of_this_setting(folder, configs, key):
 def test_a_result_that_cannot_be_read_is_incomplete(folder, configs):
     (result_of(configs[2], folder) / DATA).write_text("{")
     assert incomplete(configs, folder) == [configs[2]]
+
+
+def test_what_would_be_read_for_ever_is_left_out(folder, configs):
+    paths = [result_of(config, folder) / DATA for config in configs[:3]]
+    for path in paths:
+        path.unlink()
+    os.mkfifo(paths[0])
+    paths[1].symlink_to("/dev/zero")
+    with paths[2].open("w") as file:
+        file.truncate(2**40)
+    records, unreadable = read_records(folder)
+    assert methods(records) == labels(configs[3:])
+    assert {result.path: result.reason for result in unreadable} == {
+        paths[0]: "it is no regular file",
+        paths[1]: "it is no regular file",
+        paths[2]: "it has 1,099,511,627,776 bytes, more than any record",
+    }
 
 
 def test_what_is_incomplete_is_told_without_torch_and_tango(folder, configs):

@@ -43,6 +43,11 @@ REFUSED = {
         "a global batch of 1024 does not divide over 3 GPUs: the nearest that does is 1023; allow "
         "it with --batch-tolerance 0.001, or use a number of GPUs that divides 1024",
     ),
+    "two nodes that nothing names": (
+        (*("--gpu-type", "cpu", "--model", "pythia-14m", "--methods", "naive"), "--num-nodes", 2),
+        "--num-nodes is 2, but this is no SLURM job, which says where they are: run it in one, or "
+        "give --num-nodes 1",
+    ),
     "more GPUs than examples": (
         (*GPUS, 8, "--num-nodes", 200, "--methods", "free-lunch"),
         "1600 GPUs share a global batch of 1024, less than one example each: use at most 1024 GPUs",

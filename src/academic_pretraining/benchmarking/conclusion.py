@@ -145,7 +145,12 @@ def _restart_seconds(
 def _check_ceiling(
     config: TrainingConfig, best: ProbeResult, flops: int, ceiling_flops: float
 ) -> None:
-    """Refuse what cannot be: a training whose own FLOPs outrun bare matrix products."""
+    """Refuse what cannot be: a training whose own FLOPs outrun bare matrix products.
+
+    On a CPU, whose cores others use too, the one may have been disturbed and the other not.
+    """
+    if config.hardware.gpu.is_cpu:
+        return
     plan = config.plan_at(best.probe.micro_batch_size)
     seconds = predicted_step_time(config, best).seconds
     achieved = flops * plan.global_batch_size / plan.world_size / seconds

@@ -141,7 +141,13 @@ def _measure(
         others = others or company.first or company.now()
         if others and not company.allowed:
             raise _disturbed(config, others)
-    return conclude(config, history, ends, wall_seconds=wall_seconds, company=others)
+    try:
+        return conclude(config, history, ends, wall_seconds=wall_seconds, company=others)
+    except MeasurementError:
+        # What makes no sense would make none the next time either.
+        if notes:
+            notes.forget()
+        raise
 
 
 def _disturbed(config: TrainingConfig, others: str) -> DeviceBusyError:
