@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,11 +25,69 @@ def answer(
         arguments: of the command line.
         stopped: what to say when it was interrupted.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # What a terminal's encoding lacks, as the lines of a table, is no reason to say nothing.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    output = _keep_open("stdout")
+    _keep_open("stderr")
+    try:
+        status = _status(parse, main, arguments, stopped)
+    except SystemExit as end:
+        # From the parser: --help, or what it cannot take.
+        if isinstance(end.code, str):
+            raise
+        status = end.code or 0
+    sys.stdout.flush()
+    if not output or not output.error or isinstance(output.error, BrokenPipeError):
+        return status
+    reason = output.error.strerror
+    print(
+        f"error: standard output cannot be written ({reason}): send it elsewhere", file=sys.stderr
+    )
+    return status or 1
 
+
+class _Output(io.FileIO):
+    """A standard stream; what cannot be written is dropped, and the first reason kept.
+
+    A full disk behind a log, or a reader that is gone, does not end a measurement.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = self.error or error
+            return memoryview(data).nbytes
+
+
+def _keep_open(name: str) -> _Output | None:
+    """Have the process's own stream take whatever is written; others are left as they are."""
+    stream = getattr(sys, name)
+    output = None
+    if stream is None:
+        # It was closed before the script began.
+        output = _Output(os.devnull, "w")
+        stream = io.TextIOWrapper(io.BufferedWriter(output), encoding="utf-8")
+    elif stream is getattr(sys, f"__{name}__"):
+        output = _Output(stream.fileno(), "w", closefd=False)
+        stream = io.TextIOWrapper(
+            io.BufferedWriter(output),
+            encoding=stream.encoding,
+            line_buffering=stream.line_buffering or stream.write_through,
+        )
+    if isinstance(stream, io.TextIOWrapper):
+        # What a terminal's encoding lacks, as the lines of a table, is no reason to say nothing.
+        stream.reconfigure(errors="replace")
+    setattr(sys, name, stream)
+    return output
+
+
+def _status(
+    parse: Callable[[Callable[..., int | None]], int | None],
+    main: Callable[..., int | None],
+    arguments: Sequence[str],
+    stopped: str,
+) -> int:
     @functools.wraps(main)
     def checked(*values: Any, **named: Any) -> int | None:
         _refuse_repeated(arguments)

@@ -31,11 +31,7 @@ def run(main: Callable[..., int | None]) -> None:
     """Run a script's main on the command line's arguments and exit with its status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     stopped = "what was measured is kept, run the same command to go on"
-    try:
-        sys.exit(answer(tyro.cli, main, sys.argv[1:], stopped=stopped))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    sys.exit(answer(tyro.cli, main, sys.argv[1:], stopped=stopped))
 
 
 def workspace_dir() -> Path:

@@ -1,4 +1,8 @@
 import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +89,60 @@ def test_what_is_parsed_is_the_scripts_own_signature():
         assert called.__doc__ == "Do something."
 
     assert answer(parse, main, [], stopped="") == 0
+
+
+AT_LENGTH = """
+import sys
+from experiments.command_line import answer
+
+def main():
+    for _ in range(9):
+        print("x" * 9_000)
+        print("y" * 9_000, file=sys.stderr)
+    open("went-on", "w").close()
+    return {status}
+
+sys.exit(answer(lambda called: called(), main, [], stopped="go on"))
+"""
+FULL = "error: standard output cannot be written (No space left on device): send it elsewhere\n"
+TOLD = ("y" * 9_000 + "\n") * 9
+
+
+def told(folder: Path, redirection: str, status: int = 0) -> tuple[int, str]:
+    """Run something that says much; give its status and what came through of stderr."""
+    shell = ["bash", "-c", f'"$@" {redirection}; exit "${{PIPESTATUS[0]}}"', "bash"]
+    done = subprocess.run(
+        [*shell, sys.executable, "-c", AT_LENGTH.format(status=status)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert (folder / "went-on").exists()
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "said"),
+    [
+        (">/dev/full", 1, TOLD + FULL),
+        ("| true", 0, TOLD),
+        (">&-", 0, TOLD),
+        ("2>/dev/full", 0, ""),
+        ("2>&1 | true", 0, ""),
+        ("2>&-", 0, ""),
+        (">/dev/full 2>/dev/full", 1, ""),
+        (">&- 2>&-", 0, ""),
+    ],
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_streams_that_take_nothing_end_nothing(
+    tmp_path, monkeypatch, redirection, status, said, unbuffered
+):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    assert told(tmp_path, redirection) == (status, said)
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", "| true", ">&-", "2>/dev/full", ""])
+def test_a_status_of_its_own_is_kept(tmp_path, redirection):
+    assert told(tmp_path, redirection, status=3)[0] == 3

@@ -1,5 +1,8 @@
 """What all scripts have in common."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
 ON_A100 = ("--num-nodes", 1, "--gpus-per-node", 2, "--gpu-type", "a100", "--model", "pythia-160m")
@@ -39,6 +42,22 @@ def test_help_says_what_it_is_for_and_needs_no_torch(cli, script):
     for flag in COMMANDS[script][::2]:
         assert flag in answer.out
     assert cli.files() == {cli.folder: None}
+
+
+@every_script
+def test_help_that_nobody_can_read_is_said(cli, script):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            cli.command(script, "--help"),
+            env=cli.environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: standard output cannot be written (No space left on device): send it elsewhere\n"
+    )
 
 
 @every_script
