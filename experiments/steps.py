@@ -46,9 +46,6 @@ class MeasureStep(Step[dict[str, Any]]):
         """
         try:
             return self._measure(key)
-        except BrokenPipeError:
-            # Nobody listens to what the setting is doing.
-            raise
         except OSError as error:
             check_takes_more(cast(RecordWorkspace, self.workspace).dir)
             raise MeasurementError(

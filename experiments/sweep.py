@@ -101,8 +101,6 @@ def sweep(
             )
             steps.append(next((step for step in better if is_cached(step, store)), last))
         return _walk(steps, store, reporter, sessions)
-    except BrokenPipeError:
-        raise
     except OSError as error:
         raise AcademicPretrainingError(
             f"the workspace {workspace} cannot be used ({error}): free it, or name another folder "

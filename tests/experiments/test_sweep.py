@@ -2,8 +2,10 @@ import contextlib
 import dataclasses
 import errno
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -254,6 +256,7 @@ REFUSED = [
     BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
     PermissionError(errno.EACCES, "Permission denied", "/elsewhere/rank0.log"),
     OSError(errno.ENOSPC, "No space left on device", "/elsewhere/tmp"),
+    BrokenPipeError(errno.EPIPE, "Broken pipe"),
 ]
 
 
@@ -290,11 +293,37 @@ def test_the_same_ends_the_grid_where_the_workspace_takes_no_more(
     assert incomplete(configs, workspace) == configs[1:]
 
 
-def test_nobody_listening_ends_the_grid(walk, configs, measurer):
-    measurer.errors = {configs[1].label: BrokenPipeError(errno.EPIPE, "Broken pipe")}
-    with pytest.raises(BrokenPipeError):
-        walk(configs)
-    assert measurer.taken() == configs[:2]
+WALK = """
+import sys
+from pathlib import Path
+import sweeping
+from academic_pretraining.benchmarking.effort import QUICK
+from experiments import steps
+from experiments.command_line import answer
+from experiments.report import Progress
+from experiments.sweep import sweep
+
+def main():
+    steps.measure = sweeping.Measurer()
+    configs = sweeping.configs.__wrapped__()
+    print(sweep(configs, Path("workspace"), QUICK, Progress()).measured)
+
+sys.exit(answer(lambda called: called(), main, [], stopped=""))
+"""
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&1 >out | true", "2>&-"])
+def test_a_grid_goes_on_where_its_progress_cannot_be_told(tmp_path, configs, redirection):
+    tests = Path(__file__).parents[1]
+    shell = ["bash", "-c", f'exec >out; "$@" {redirection}; exit "${{PIPESTATUS[0]}}"', "bash"]
+    done = subprocess.run(
+        [*shell, sys.executable, "-c", WALK],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"},
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "out").read_text() == "4\n"
+    assert incomplete(configs, tmp_path / "workspace") == []
 
 
 def test_a_busy_gpu_costs_a_setting_its_result_and_no_more(walk, configs, measurer):
