@@ -27,10 +27,14 @@ else:
     ShardingName = Literal[tuple(sharding.value for sharding in Sharding)]
 
 
-def run(main: Callable[..., int | None]) -> None:
-    """Run a script's main on the command line's arguments and exit with its status."""
+def run(main: Callable[..., int | None], *, stopped: str = "run the same command again") -> None:
+    """Run a script's main on the command line's arguments and exit with its status.
+
+    Args:
+        main: what the script does.
+        stopped: what to say when it was interrupted.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    stopped = "what was measured is kept, run the same command to go on"
     sys.exit(answer(tyro.cli, main, sys.argv[1:], stopped=stopped))
 
 

@@ -198,4 +198,4 @@ def _print_results(hardware: Hardware, model: str, detail: bool) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, stopped="what was measured is kept, run the same command to go on")

@@ -149,4 +149,4 @@ def _train(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, stopped="nothing is kept, run the same command to begin again")

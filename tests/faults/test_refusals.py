@@ -116,6 +116,25 @@ def test_what_the_system_refuses_a_training_is_said_in_a_line(tmp_path, monkeypa
     )
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("benchmark.py", "what was measured is kept, run the same command to go on"),
+        ("verify.py", "nothing is kept, run the same command to begin again"),
+        ("training.py", "--resume goes on from the last checkpoint"),
+    ],
+)
+def test_an_interruption_says_what_is_kept(tmp_path, monkeypatch, script, said):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("in_process._accept", interrupt)
+    place = furnished(tmp_path)
+    here = ("--num-nodes", "1", "--gpus-per-node", "1", "--gpu-type", "cpu")
+    arguments = here if script == "benchmark.py" else COMMANDS[script]
+    assert place.run(script, *arguments) == (130, "", f"stopped: {said}\n")
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_that_lacks_signs_gets_others(tmp_path, encoding):
     place = furnished(tmp_path)
