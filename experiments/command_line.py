@@ -3,6 +3,7 @@
 import functools
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,7 +45,7 @@ def answer(
     return status or 1
 
 
-class _Output(io.FileIO):
+class _Output(io.TextIOWrapper):
     """A standard stream; what cannot be written is dropped, and the first reason kept.
 
     A full disk behind a log, or a reader that is gone, does not end a measurement.
@@ -52,12 +53,18 @@ class _Output(io.FileIO):
 
     error: OSError | None = None
 
-    def write(self, data: Any, /) -> int | None:
+    def write(self, text: str, /) -> int:
         try:
-            return super().write(data)
+            return super().write(text)
         except OSError as error:
             self.error = self.error or error
-            return memoryview(data).nbytes
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self.error = self.error or error
 
 
 def _keep_open(name: str) -> _Output | None:
@@ -66,19 +73,19 @@ def _keep_open(name: str) -> _Output | None:
     output = None
     if stream is None:
         # It was closed before the script began.
-        output = _Output(os.devnull, "w")
-        stream = io.TextIOWrapper(io.BufferedWriter(output), encoding="utf-8")
+        output = _Output(io.FileIO(os.devnull, "w"), encoding="utf-8")
     elif stream is getattr(sys, f"__{name}__"):
-        output = _Output(stream.fileno(), "w", closefd=False)
-        stream = io.TextIOWrapper(
-            io.BufferedWriter(output),
+        output = _Output(
+            stream.buffer,
             encoding=stream.encoding,
-            line_buffering=stream.line_buffering or stream.write_through,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
         )
-    if isinstance(stream, io.TextIOWrapper):
-        # What a terminal's encoding lacks, as the lines of a table, is no reason to say nothing.
+    if output:
+        setattr(sys, name, output)
+    # What a terminal's encoding lacks, as the lines of a table, is no reason to say nothing.
+    if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
         stream.reconfigure(errors="replace")
-    setattr(sys, name, stream)
     return output
 
 
@@ -99,6 +106,9 @@ def _status(
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        # Impatience would end in a traceback what is ending anyway.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         print(f"stopped: {stopped}", file=sys.stderr)
         return 130
 

@@ -130,13 +130,15 @@ def _text(stream: io.TextIOWrapper) -> str:
 @contextlib.contextmanager
 def _process_kept() -> Iterator[None]:
     """Take back what a script does to its process."""
-    environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    environment = dict(os.environ)
+    answered = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     root, torchrunx = logging.getLogger(), logging.getLogger("torchrunx")
     handlers, levels = list(root.handlers), (root.level, torchrunx.level)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in answered.items():
+            signal.signal(number, handler)
         root.handlers[:] = handlers
         root.setLevel(levels[0])
         torchrunx.setLevel(levels[1])

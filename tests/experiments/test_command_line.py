@@ -1,5 +1,6 @@
 import inspect
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,9 @@ def test_a_long_error_keeps_its_end(capsys):
     assert err.endswith("nnn: name another\n")
 
 
-def test_an_interruption_is_said(capsys):
+def test_an_interruption_is_said(capsys, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+
     def main():
         raise KeyboardInterrupt
 
@@ -146,3 +149,36 @@ def test_streams_that_take_nothing_end_nothing(
 @pytest.mark.parametrize("redirection", [">/dev/full", "| true", ">&-", "2>/dev/full", ""])
 def test_a_status_of_its_own_is_kept(tmp_path, redirection):
     assert told(tmp_path, redirection, status=3)[0] == 3
+
+
+LINGERS = """
+import atexit, sys, time
+from experiments.command_line import answer
+
+def main():
+    print("ready", flush=True)
+    time.sleep(600)
+
+atexit.register(sys.stdin.read)
+sys.exit(answer(lambda called: called(), main, [], stopped="go on"))
+"""
+
+
+def test_an_interruption_that_is_repeated_is_answered_once():
+    process = subprocess.Popen(
+        [sys.executable, "-c", LINGERS],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "stopped: go on\n"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        process.send_signal(number)
+    assert process.communicate() == ("", "")
+    assert process.returncode == 130
