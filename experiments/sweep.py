@@ -1,6 +1,8 @@
 """Walking a grid: what is cached is recalled, the rest is measured, failures do not stop it."""
 
+import errno
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -119,6 +121,8 @@ def _walk(
     end = SweepEnd()
     elsewhere: list[MeasureStep] = []
     left = sum(not is_cached(step, workspace) for step in steps)
+    if left:
+        _check_folders(workspace.dir)
     for index, step in enumerate(steps, start=1):
         config = step.context.config
         cached = is_cached(step, workspace)
@@ -152,6 +156,14 @@ def _walk(
             end.records.append(run_step(step, workspace))
             del end.failures[step.context.config.method.label]
     return end
+
+
+def _check_folders(workspace: Path) -> None:
+    """Refuse at once what would otherwise be refused setting by setting."""
+    for name in ("sessions", "locks"):
+        path = workspace / name
+        if os.path.lexists(path) and not path.is_dir():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
 
 def _check_room(workspace: Path) -> None:

@@ -178,12 +178,20 @@ def test_a_workspace_that_may_not_be_written_is_said(
     assert len(sweep(configs[:-1], read_only, QUICK, silent).records) == len(configs) - 1
 
 
-def test_the_place_of_the_locks_taken_by_a_file_is_said(workspace, configs, measurer, silent):
-    shutil.rmtree(workspace / "locks")
-    (workspace / "locks").write_text("mine")
-    assert "File exists" in refused(configs, workspace, silent)
-    assert measurer.taken() == []
-    assert (workspace / "locks").read_text() == "mine"
+@pytest.mark.parametrize("name", ["locks", "sessions"])
+def test_a_place_taken_by_a_file_is_said_at_once(
+    name, workspace, configs, measurer, silent, monkeypatch
+):
+    shutil.rmtree(workspace / name, ignore_errors=True)
+    (workspace / name).write_text("mine")
+    started = []
+    monkeypatch.setattr(silent, "starts", lambda *told: started.append(told))
+    said = f"([Errno 17] File exists: '{workspace / name}')"
+    assert said in refused(configs, workspace, silent)
+    assert (started, measurer.taken()) == ([], [])
+    assert (workspace / name).read_text() == "mine"
+    # What is known is still told.
+    assert len(sweep(configs[:-1], workspace, QUICK, silent).records) == len(configs) - 1
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
