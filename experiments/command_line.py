@@ -12,7 +12,7 @@ from academic_pretraining.errors import AcademicPretrainingError, InvalidConfigE
 
 
 def answer(
-    parse: Callable[[Callable[..., int | None]], int | None],
+    parse: Callable[..., Any],
     main: Callable[..., int | None],
     arguments: Sequence[str],
     *,
@@ -21,7 +21,8 @@ def answer(
     """Run a script's main and say in a line what went wrong; returns the exit status.
 
     Args:
-        parse: calls what it is given with what it finds on the command line.
+        parse: calls what it is given with what it finds on the command line; gives what came of it
+            and the arguments left over, as `tyro.cli` does with `return_unknown_args`.
         main: what the script does.
         arguments: of the command line.
         stopped: what to say when it was interrupted.
@@ -90,18 +91,21 @@ def _keep_open(name: str) -> _Output | None:
 
 
 def _status(
-    parse: Callable[[Callable[..., int | None]], int | None],
+    parse: Callable[..., Any],
     main: Callable[..., int | None],
     arguments: Sequence[str],
     stopped: str,
 ) -> int:
     @functools.wraps(main)
-    def checked(*values: Any, **named: Any) -> int | None:
-        _refuse_repeated(arguments)
-        return main(*values, **named)
+    def bind(*values: Any, **named: Any) -> Callable[[], int | None]:
+        return functools.partial(main, *values, **named)
 
     try:
-        return parse(checked) or 0
+        bound, unknown = parse(bind, return_unknown_args=True)
+        _refuse_repeated(arguments)
+        if unknown:
+            raise InvalidConfigError(f"{unknown[0]} is unknown here: --help lists the flags")
+        return bound() or 0
     except AcademicPretrainingError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -11,8 +11,12 @@ from academic_pretraining.errors import InvalidConfigError, InvalidFileError
 from experiments.command_line import answer
 
 
-def run(main, arguments=()):
-    return answer(lambda called: called(), main, arguments, stopped="go on")
+def run(main, arguments=(), unknown=()):
+    def parse(called, *, return_unknown_args):
+        assert return_unknown_args
+        return called(), unknown
+
+    return answer(parse, main, arguments, stopped="go on")
 
 
 @pytest.mark.parametrize(("given", "status"), [(None, 0), (0, 0), (1, 1)])
@@ -83,13 +87,26 @@ def test_other_flags_and_values_may_be_alike(arguments):
     assert run(lambda: None, arguments) == 0
 
 
+@pytest.mark.parametrize("unknown", [["--sharp", "1"], ["--sharp"]])
+def test_a_flag_that_there_is_not_is_refused_before_anything_is_done(unknown, capsys):
+    def main():
+        raise AssertionError
+
+    assert run(main, unknown, unknown) == 2
+    assert capsys.readouterr() == (
+        "",
+        "error: --sharp is unknown here: --help lists the flags\n",
+    )
+
+
 def test_what_is_parsed_is_the_scripts_own_signature():
     def main(steps: int = 3) -> None:
         """Do something."""
 
-    def parse(called):
+    def parse(called, **_):
         assert inspect.signature(called) == inspect.signature(main)
         assert called.__doc__ == "Do something."
+        return called(), []
 
     assert answer(parse, main, [], stopped="") == 0
 
@@ -105,7 +122,7 @@ def main():
     open("went-on", "w").close()
     return {status}
 
-sys.exit(answer(lambda called: called(), main, [], stopped="go on"))
+sys.exit(answer(lambda called, **_: (called(), []), main, [], stopped="go on"))
 """
 FULL = "error: standard output cannot be written (No space left on device): send it elsewhere\n"
 TOLD = ("y" * 9_000 + "\n") * 9
@@ -160,7 +177,7 @@ def main():
     time.sleep(600)
 
 atexit.register(sys.stdin.read)
-sys.exit(answer(lambda called: called(), main, [], stopped="go on"))
+sys.exit(answer(lambda called, **_: (called(), []), main, [], stopped="go on"))
 """
 
 

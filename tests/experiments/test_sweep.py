@@ -308,7 +308,7 @@ def main():
     configs = sweeping.configs.__wrapped__()
     print(sweep(configs, Path("workspace"), QUICK, Progress()).measured)
 
-sys.exit(answer(lambda called: called(), main, [], stopped=""))
+sys.exit(answer(lambda called, **_: (called(), []), main, [], stopped=""))
 """
 
 

@@ -61,8 +61,19 @@ def test_help_that_nobody_can_read_is_said(cli, script):
 
 
 @every_script
-def test_an_unknown_flag_is_refused(cli, script):
-    assert "--sharp" in cli.cannot_parse(script, *COMMANDS[script], "--sharp", 1)
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [(("--sharp", 1), "--sharp"), (("--sharp=1",), "--sharp=1"), (("-s",), "-s"), (("x",), "x")],
+)
+def test_an_unknown_flag_is_refused(cli, script, given, named):
+    message = cli.refuses(script, *given, *COMMANDS[script])
+    assert message == f"{named} is unknown here: --help lists the flags"
+
+
+@pytest.mark.parametrize("script", list(COMMANDS)[1:])
+def test_a_required_flag_that_is_misspelt_is_named(cli, script):
+    flag, *rest = COMMANDS[script]
+    assert f"{flag}s" in cli.cannot_parse(script, f"{flag}s", *rest)
 
 
 @every_script
