@@ -69,7 +69,11 @@ def test_what_cannot_train_is_refused_before_anything_starts(fields, why):
 
 
 def test_what_only_the_worker_can_say_is_said_by_it(tmp_path, own_trainer_state):
-    fields = {"deepspeed": {"zero_optimization": 5}, "output_dir": str(tmp_path), "use_cpu": True}
+    fields = {
+        "deepspeed": {"zero_optimization": {"stage": 1}, "optimizer": 5},
+        "output_dir": str(tmp_path),
+        "use_cpu": True,
+    }
     check_fields(fields, Path("a.json"))
     with pytest.raises(InvalidFileError, match=r"^TrainingArguments refuse a\.json \("):
         build(fields, Path("a.json"))

@@ -102,6 +102,17 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "an optimizer with other arguments": {"optim_args": "sharpness"},
     "an optimizer that is not installed": {"optim": "adamw_apex_fused"},
     "FSDP of nothing": {"fsdp": "sideways", "fsdp_config": {}},
+    "a number for FSDP": {"fsdp": 5},
+    "another file for FSDP": {"fsdp": True, "fsdp_config": "/etc/passwd"},
+    "another file for DeepSpeed": {"deepspeed": "/etc/passwd"},
+    "a stage that ZeRO lacks": {"deepspeed": {"zero_optimization": {"stage": "x"}}},
+    "a compiler of nothing": {"torch_compile_backend": "nosuch"},
+    "a tracker of nothing": {"report_to": ["x"]},
+    "too many workers": {"dataloader_num_workers": 100_000},
+    "no epoch": {"max_steps": -1, "num_train_epochs": 0},
+    "saving at no step": {"save_steps": 0, "save_strategy": "steps"},
+    "going on elsewhere": {"resume_from_checkpoint": "/etc"},
+    "an upload": {"push_to_hub": True},
 }
 
 

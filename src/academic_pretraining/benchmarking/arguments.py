@@ -14,6 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import Trainer, TrainingArguments, get_scheduler
 
+from academic_pretraining.benchmarking import field_rules
 from academic_pretraining.errors import InvalidFileError
 
 _ADVICE = "write the file with scripts/to_training_arguments.py"
@@ -54,9 +55,9 @@ def check_fields(fields: dict[str, Any], path: Path) -> None:
         )
     for name, value in fields.items():
         if wrong := _why_wrong(name, value, kinds[name]):
-            raise InvalidFileError(
-                f"{path} says {name} is {value!r}, but it must be {wrong}: {_ADVICE}"
-            )
+            raise _wrong(path, name, value, wrong)
+    if odd := field_rules.why_wrong_together(fields):
+        raise _wrong(path, odd[0], fields[odd[0]], odd[1])
     here = {"use_cpu": True, "tf32": None, "deepspeed": None, "ddp_backend": None}
     with _no_trace(), tempfile.TemporaryDirectory() as folder:
         arguments = build(fields | here | {"output_dir": folder}, path)
@@ -67,7 +68,6 @@ def check_fields(fields: dict[str, Any], path: Path) -> None:
                 torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1),
                 num_warmup_steps=0,
                 num_training_steps=1,
-                # A text that it is not turned into a mapping by now is refused here too.
                 scheduler_specific_kwargs=typing.cast(Any, arguments.lr_scheduler_kwargs),
             )
         except Exception as error:
@@ -86,6 +86,10 @@ def build(fields: dict[str, Any], path: Path) -> TrainingArguments:
         raise InvalidFileError(_refusal("TrainingArguments refuse", path, error)) from error
 
 
+def _wrong(path: Path, name: str, value: Any, must: str) -> InvalidFileError:
+    return InvalidFileError(f"{path} says {name} is {value!r}, but it must be {must}: {_ADVICE}")
+
+
 def _refusal(who: str, path: Path, error: Exception) -> str:
     return f"{who} {path} ({type(error).__name__}: {error}): {_ADVICE}"
 
@@ -93,21 +97,26 @@ def _refusal(who: str, path: Path, error: Exception) -> str:
 def _why_wrong(name: str, value: Any, kind: Any) -> str:
     of_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
     kinds = typing.get_args(kind) if of_union else (kind,)
+    if value is None and type(None) in kinds:
+        return ""
     if float in kinds or int in kinds:
-        if value is None and type(None) in kinds:
-            return ""
         if isinstance(value, bool) or not isinstance(value, int | float):
             return "a number"
         if float not in kinds and not isinstance(value, int):
             return "a whole number"
-        return _why_out_of_range(name, value)
+        return _why_out_of_range(name, value) or field_rules.why_wrong(name, value)
     if kinds == (bool,) and not isinstance(value, bool):
         return "true or false"
+    origins = {typing.get_origin(kind) or kind for kind in kinds}
+    if dict in origins and (wrong := field_rules.an_object(value)):
+        return wrong
+    if list in origins and not isinstance(value, str) and (wrong := field_rules.texts(value)):
+        return wrong
     # FSDP is switched by a boolean that its annotation does not know.
     plain = {bool, str, type(None)}
     if set(kinds) <= plain and name != "fsdp" and type(value) not in kinds:
         return " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-    return ""
+    return field_rules.why_wrong(name, value)
 
 
 def _why_out_of_range(name: str, value: float) -> str:
