@@ -204,9 +204,8 @@ def launch(
     """Train on all workers; returns how fast it was, as `speed_report` says."""
     import torchrunx
 
-    from academic_pretraining.benchmarking.launcher_logs import accept_plain_log_records_only
+    from academic_pretraining.benchmarking.tended import tended
 
-    logging.getLogger("torchrunx").setLevel(logging.WARNING)
     cpu = bool(fields.get("use_cpu"))
     workers = launcher.workers_per_host or setting.get("hardware", {}).get("gpus_per_node")
     workers = workers or (1 if cpu else "gpu")
@@ -216,8 +215,8 @@ def launch(
         local = workers if isinstance(workers, int) else len(visible_devices(os.environ))
     # As many threads as under the benchmark: what is offloaded is computed by them.
     threads = thread_variables(local, cpu=cpu, environment=os.environ) if local else {}
-    accept_plain_log_records_only()
-    try:
+
+    def start(variables: dict[str, str]) -> dict:
         launched = torchrunx.Launcher(
             hostnames=launcher.hostnames,
             workers_per_host=workers,
@@ -225,16 +224,12 @@ def launch(
             backend=launcher.backend or ("gloo" if cpu else "cpu:gloo,cuda:nccl"),  # pyright: ignore
             worker_timeout=launcher.worker_timeout,
             agent_timeout=launcher.agent_timeout,
-            extra_env_vars=threads,
+            extra_env_vars=threads | variables,
             env_file=launcher.env_file,
         ).run(train, fields, model_type, setting, source=source, **stopping)
-    except OSError as error:
-        # A node that cannot be reached, or a disk that is full.
-        raise TrainingError(
-            f"the training of {source} failed: {type(error).__name__}: {error}; what workers said "
-            "stands above"
-        ) from error
-    return launched.rank(0)
+        return launched.rank(0)
+
+    return tended(start, source=source)
 
 
 def train(
@@ -252,6 +247,9 @@ def train(
     It stops at the schedule's end, after so many steps, or when the step time is known well
     enough, within so many seconds of timed steps.
     """
+    from academic_pretraining.benchmarking.agents_tmpdir import restore_tmpdir
+
+    restore_tmpdir()
     from transformers import Trainer, TrainerCallback
 
     from academic_pretraining.benchmarking import comparison

@@ -10,7 +10,6 @@ from _cli import run
 from training import LauncherOptions, launch, show_workers
 
 from academic_pretraining.errors import (
-    AcademicPretrainingError,
     InvalidConfigError,
     InvalidFileError,
     MeasurementError,
@@ -136,16 +135,7 @@ def _train(
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("TORCHRUNX_LOG_DIR", folder)
         here = fields | {"output_dir": folder, "save_strategy": "no"}
-        try:
-            return launch(here, setting, setting["model"], launcher, source=source, **stopping)
-        except AcademicPretrainingError:
-            raise
-        except Exception as error:
-            # Whatever a worker raised; what it printed stands above.
-            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-            raise MeasurementError(
-                f"the training of {source} failed: {type(error).__name__}: {reason}"
-            ) from error
+        return launch(here, setting, setting["model"], launcher, source=source, **stopping)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""torchrunx's log server, kept from running what it is sent."""
+"""torchrunx's log server, kept from running what it is sent and from outliving who started it."""
 
 import io
+import os
 import pickle
+import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
+from torchrunx import launcher
 from torchrunx.utils import log_streaming
 
 
@@ -27,3 +31,25 @@ def accept_plain_log_records_only() -> None:
     """
     # A private name: tests/benchmarking/test_launcher_logs.py fails when it is not what reads.
     setattr(log_streaming, "pickle", SimpleNamespace(loads=_loads))  # noqa: B010
+
+
+def end_log_server_with_parent() -> None:
+    """Have the log server, which torchrunx 0.4 forks, end when this process was killed.
+
+    It would listen for ever, and hold the standard output.
+    """
+    parent = os.getpid()
+    serve = log_streaming.start_logging_server
+
+    def start_logging_server(*arguments: Any) -> None:
+        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+        serve(*arguments)
+
+    # A private name: tests/scripts/test_training_killed.py fails when it is not what serves.
+    setattr(launcher, "start_logging_server", start_logging_server)  # noqa: B010
+
+
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -4,14 +4,13 @@ import gc
 import json
 import os
 import signal
-import tempfile
 import threading
 import time
 from pathlib import Path
 
+from academic_pretraining.benchmarking.agents_tmpdir import agents_tmpdir, restore_tmpdir
 from academic_pretraining.cores import thread_variables
 
-_RANKS_TMPDIR = "ACADEMIC_PRETRAINING_RANKS_TMPDIR"
 # Longer than any probe may take: who waits in vain is ended at the probe's deadline, by the
 # session's parent, and does not end before it by itself, which would be blamed.
 COLLECTIVES_SECONDS = 24 * 3600
@@ -39,7 +38,7 @@ def main(directory: str, parent: str) -> None:
         worker_timeout=COLLECTIVES_SECONDS,
         extra_env_vars={
             **thread_variables(workers, cpu=cpu, environment=os.environ),
-            **_agents_tmpdir(Path(directory)),
+            **agents_tmpdir(Path(directory) / "tmp"),
         },
     )
     launcher.set_logging_handlers(None)
@@ -48,7 +47,7 @@ def main(directory: str, parent: str) -> None:
 
 def work(directory: str) -> None:
     """Be one rank; here and not in `worker`, so that only ranks load transformers."""
-    _restore_tmpdir()
+    restore_tmpdir()
 
     # The collector would take a third of the imports' time, and a third of a second whenever
     # accelerate calls it, for what is never garbage.
@@ -58,26 +57,6 @@ def work(directory: str) -> None:
     gc.freeze()
     gc.enable()
     worker.work(directory)
-
-
-def _agents_tmpdir(directory: Path) -> dict[str, str]:
-    """Keep what torchrunx's agents leave in the session's folder, which goes with it."""
-    own = directory / "tmp"
-    own.mkdir(mode=0o700)
-    return {"TMPDIR": str(own), _RANKS_TMPDIR: os.environ.get("TMPDIR", "")}
-
-
-def _restore_tmpdir() -> None:
-    """Give a rank the usual temporary folder.
-
-    Compilations are cached there, for the next session and for the training; it is on a local
-    disk; and the path of a socket there is not too long for the system.
-    """
-    before = os.environ.pop(_RANKS_TMPDIR)
-    del os.environ["TMPDIR"]
-    if before and Path(before).is_dir():
-        os.environ["TMPDIR"] = before
-    tempfile.tempdir = None
 
 
 def _die_with_parent(parent: int) -> None:

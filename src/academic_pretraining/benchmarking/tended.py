@@ -1,0 +1,141 @@
+"""A training's launch, seen to its end: one line of what went wrong, and nothing left running."""
+
+import contextlib
+import ctypes
+import logging
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+from academic_pretraining.benchmarking.agents_tmpdir import agents_tmpdir
+from academic_pretraining.benchmarking.launcher_logs import (
+    accept_plain_log_records_only,
+    end_log_server_with_parent,
+)
+from academic_pretraining.errors import AcademicPretrainingError, TrainingError
+
+_T = TypeVar("_T")
+
+_PR_SET_CHILD_SUBREAPER = 36
+# torchrunx's agents were told to end by then, and have nothing left to do.
+_GRACE_SECONDS = 10.0
+_END_SECONDS = 5.0
+
+
+def tended(start: Callable[[dict[str, str]], _T], *, source: Path) -> _T:
+    """Launch with torchrunx, end with all that was started, and give what came of it.
+
+    SIGTERM, as from SLURM's scancel, is taken for Ctrl-C meanwhile.
+
+    Args:
+        start: launches, given environment variables for the workers.
+        source: what trains, for the message.
+
+    Raises:
+        TrainingError: whatever a worker or torchrunx raised.
+    """
+    logging.getLogger("torchrunx").setLevel(logging.WARNING)
+    accept_plain_log_records_only()
+    end_log_server_with_parent()
+    try:
+        with (
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+            _sigterm_as_ctrl_c(),
+            _nobody_left(),
+        ):
+            variables = agents_tmpdir(Path(folder))
+            # Beside this thread: in torchrunx's waiting it would not hear of a signal for minutes.
+            return _beside(lambda: start(variables)).result()
+    except AcademicPretrainingError:
+        raise
+    except Exception as error:
+        # What workers printed stands above; of what they raised a line will do.
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise TrainingError(
+            f"the training of {source} failed: {type(error).__name__}: {reason}; what workers "
+            "said stands above"
+        ) from error
+
+
+def _beside(call: Callable[[], _T]) -> Future[_T]:
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _nobody_left() -> Iterator[None]:
+    """End the processes that were started meanwhile, also those whose parent is gone."""
+    before = set(psutil.Process().children(recursive=True))
+    grace = 0.0
+    try:
+        yield
+        grace = _GRACE_SECONDS
+    except Exception:
+        grace = _GRACE_SECONDS
+        raise
+    finally:
+        with _undisturbed():
+            _end_children(before, grace)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let no second Ctrl-C come between; what is done meanwhile is over in seconds."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ignored = {each: signal.signal(each, signal.SIG_IGN) for each in _SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in ignored.items():
+            signal.signal(each, handler)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _end_children(before: set[psutil.Process], grace: float) -> None:
+    if sys.platform == "linux":
+        # Ranks whose agent is gone come to be children of this process, and not of the system's.
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def left() -> list[psutil.Process]:
+        return [p for p in psutil.Process().children(recursive=True) if p not in before]
+
+    psutil.wait_procs(left(), timeout=grace)
+    for end in (psutil.Process.terminate, psutil.Process.kill, psutil.Process.kill):
+        found = left()
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(process)
+        psutil.wait_procs(found, timeout=_END_SECONDS)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
