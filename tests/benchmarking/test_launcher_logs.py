@@ -1,13 +1,18 @@
 """The log server of torchrunx, for real."""
 
 import logging
+import os
 import pickle
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
 from logging.handlers import SocketHandler
 from threading import Thread
 
+import psutil
 import pytest
 from torchrunx.utils import log_streaming
 
@@ -78,3 +83,32 @@ def test_what_workers_say_arrives(server):
         time.sleep(0.01)
     [arrived] = kept.records
     assert (arrived.name, arrived.getMessage()) == ("torchrunx.node1.0", "step 7")
+
+
+SERVING = """
+import time
+from multiprocessing import Event, get_context
+
+from torchrunx import launcher
+from academic_pretraining.benchmarking.launcher_logs import end_log_server_with_parent
+
+end_log_server_with_parent()
+said = launcher.LoggingServerArgs(list, "127.0.0.1", 0).serialize()
+target = launcher.start_logging_server
+server = get_context("fork").Process(target=target, args=(said, Event()), daemon=True)
+server.start()
+print(server.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_server_ends_with_who_started_it():
+    process = subprocess.Popen([sys.executable, "-c", SERVING], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    server = psutil.Process(int(process.stdout.readline()))
+    assert server.ppid() == process.pid
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert psutil.wait_procs([server], timeout=30)[1] == []
+    # Nobody else holds the other end.
+    assert process.stdout.read() == ""

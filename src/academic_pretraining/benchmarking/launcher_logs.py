@@ -45,7 +45,7 @@ def end_log_server_with_parent() -> None:
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
         serve(*arguments)
 
-    # A private name: tests/scripts/test_training_killed.py fails when it is not what serves.
+    # A private name: tests/faults/test_trainings_killed.py fails when it is not what serves.
     setattr(launcher, "start_logging_server", start_logging_server)  # noqa: B010
 
 

@@ -23,6 +23,7 @@ from academic_pretraining.errors import AcademicPretrainingError, TrainingError
 
 _T = TypeVar("_T")
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_CHILD_SUBREAPER = 36
 # torchrunx's agents were told to end by then, and have nothing left to do.
 _GRACE_SECONDS = 10.0
@@ -117,9 +118,6 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for each, handler in ignored.items():
             signal.signal(each, handler)
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _end_children(before: set[psutil.Process], grace: float) -> None:

@@ -1,0 +1,99 @@
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from academic_pretraining.benchmarking import tended as tended_module
+from academic_pretraining.benchmarking.tended import tended
+from academic_pretraining.errors import HardwareMismatchError, TrainingError
+
+SOURCE = Path("args.json")
+# The shell is gone before its sleeper, as torchrunx's is before its agent.
+ORPHAN = 'trap "" TERM; sleep 600 & echo $!; sleep 600'
+
+
+@pytest.fixture(autouse=True)
+def briefly(monkeypatch):
+    monkeypatch.setattr(tended_module, "_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(tended_module, "_END_SECONDS", 0.5)
+
+
+def sleepers(found: list[psutil.Process]) -> None:
+    shell = subprocess.Popen(["sh", "-c", ORPHAN], stdout=subprocess.PIPE, text=True)
+    assert shell.stdout is not None
+    found += [psutil.Process(shell.pid), psutil.Process(int(shell.stdout.readline()))]
+
+
+def test_what_came_of_it_is_given_and_its_folder_goes(tmp_path):
+    def start(variables):
+        folder = Path(variables["TMPDIR"])
+        (folder / "left").mkdir()
+        return folder
+
+    assert not tended(start, source=SOURCE).exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("one\ntwo"), "RuntimeError: one"),
+        (AssertionError(), "AssertionError: no reason given"),
+        (OSError(28, "No space left"), "OSError: [Errno 28] No space left"),
+    ],
+)
+def test_whatever_is_raised_becomes_a_line(error, reason):
+    def start(variables):
+        raise error
+
+    with pytest.raises(TrainingError) as caught:
+        tended(start, source=SOURCE)
+    assert str(caught.value) == (
+        f"the training of args.json failed: {reason}; what workers said stands above"
+    )
+
+
+def test_an_error_with_a_line_of_its_own_stays():
+    def start(variables):
+        raise HardwareMismatchError("another GPU")
+
+    with pytest.raises(HardwareMismatchError, match=r"^another GPU$"):
+        tended(start, source=SOURCE)
+
+
+def test_processes_are_ended_whatever_came_of_it():
+    found: list[psutil.Process] = []
+    tended(lambda variables: sleepers(found), source=SOURCE)
+    assert len(found) == 2
+    assert not any(process.is_running() for process in found)
+
+
+def test_those_of_before_are_left_alone():
+    with subprocess.Popen(["sleep", "600"]) as mine:
+        tended(lambda variables: None, source=SOURCE)
+        assert mine.poll() is None
+        mine.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_what_does_not_listen(number):
+    found: list[psutil.Process] = []
+    before = signal.getsignal(signal.SIGTERM)
+    over = threading.Event()
+
+    def start(variables):
+        sleepers(found)
+        os.kill(os.getpid(), number)
+        over.wait(60)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        tended(start, source=SOURCE)
+    assert time.monotonic() - began < 30
+    over.set()
+    assert not any(process.is_running() for process in found)
+    assert signal.getsignal(signal.SIGTERM) is before
