@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,15 +45,17 @@ def tended(start: Callable[[dict[str, str]], _T], *, source: Path) -> _T:
     logging.getLogger("torchrunx").setLevel(logging.WARNING)
     accept_plain_log_records_only()
     end_log_server_with_parent()
+    launched: Future[_T] = Future()
     try:
         with (
             tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
             _sigterm_as_ctrl_c(),
-            _nobody_left(),
+            _nobody_left(launched),
         ):
             variables = agents_tmpdir(Path(folder))
             # Beside this thread: in torchrunx's waiting it would not hear of a signal for minutes.
-            return _beside(lambda: start(variables)).result()
+            _beside(lambda: start(variables), launched)
+            return launched.result()
     except AcademicPretrainingError:
         raise
     except Exception as error:
@@ -65,9 +67,7 @@ def tended(start: Callable[[dict[str, str]], _T], *, source: Path) -> _T:
         ) from error
 
 
-def _beside(call: Callable[[], _T]) -> Future[_T]:
-    future: Future[_T] = Future()
-
+def _beside(call: Callable[[], _T], future: Future[_T]) -> None:
     def run() -> None:
         try:
             future.set_result(call())
@@ -75,7 +75,6 @@ def _beside(call: Callable[[], _T]) -> Future[_T]:
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return future
 
 
 @contextlib.contextmanager
@@ -91,7 +90,7 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _nobody_left() -> Iterator[None]:
+def _nobody_left(launched: Future[_T]) -> Iterator[None]:
     """End the processes that were started meanwhile, also those whose parent is gone."""
     before = set(psutil.Process().children(recursive=True))
     grace = 0.0
@@ -104,6 +103,8 @@ def _nobody_left() -> Iterator[None]:
     finally:
         with _undisturbed():
             _end_children(before, grace)
+            # A thread that is not over when Python ends aborts it.
+            wait([launched], timeout=_END_SECONDS)
 
 
 @contextlib.contextmanager
