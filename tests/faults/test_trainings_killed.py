@@ -92,18 +92,25 @@ def left_in(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if not path.name.startswith(CACHES)]
 
 
-@pytest.mark.parametrize("whole_group", [False, True])
+STOPPED = [
+    ("training.py", signal.SIGTERM, True, False),
+    # While torchrunx waits for its agent, and does not listen.
+    ("training.py", signal.SIGINT, False, True),
+    ("verify.py", signal.SIGTERM, True, True),
+]
+STOPPED_TOO = [
+    (script, number, training, whole_group)
+    for script in COMMANDS
+    for number in (signal.SIGINT, signal.SIGTERM)
+    for training in (False, True)
+    for whole_group in (False, True)
+    if (script, number, training, whole_group) not in STOPPED
+]
+
+
 @pytest.mark.parametrize(
-    ("script", "number", "training"),
-    [
-        ("training.py", signal.SIGTERM, True),
-        # While torchrunx waits for its agent, and does not listen.
-        ("training.py", signal.SIGINT, False),
-        pytest.param("training.py", signal.SIGINT, True, marks=pytest.mark.thorough),
-        pytest.param("training.py", signal.SIGTERM, False, marks=pytest.mark.thorough),
-        ("verify.py", signal.SIGTERM, True),
-        pytest.param("verify.py", signal.SIGINT, False, marks=pytest.mark.thorough),
-    ],
+    ("script", "number", "training", "whole_group"),
+    [*STOPPED, *(pytest.param(*case, marks=pytest.mark.thorough) for case in STOPPED_TOO)],
 )
 def test_what_is_stopped_leaves_nothing(
     begin, tmp_path, living_in_group, script, number, training, whole_group
@@ -137,7 +144,9 @@ def test_what_is_killed_leaves_no_process(begin, tmp_path, living_in_group, scri
     assert living_in_group(process.pid, patience_seconds=60.0) == []
 
 
-@pytest.mark.parametrize("script", COMMANDS)
+@pytest.mark.parametrize(
+    "script", ["training.py", pytest.param("verify.py", marks=pytest.mark.thorough)]
+)
 def test_what_a_worker_raises_is_said_in_a_line(begin, tmp_path, living_in_group, script):
     # Only who holds the data knows whether there are any to evaluate with.
     process = begin(script, eval_strategy="steps")
