@@ -53,10 +53,24 @@ def out_of_memory_in(place: str, ranks: str = "1", method: Method = PLAIN) -> Gp
 
 FAULTS = [
     GpuFault(name="fills_the_gpu", outcome=Outcome.OUT_OF_MEMORY, cause=MEMORY),
-    GpuFault(name="starves_cublas", outcome=Outcome.OUT_OF_MEMORY, cause=""),
-    GpuFault(name="starves_nccl", outcome=Outcome.OUT_OF_MEMORY, cause="", ranks="1", gpus=2),
+    GpuFault(
+        name="starves_cublas",
+        outcome=Outcome.OUT_OF_MEMORY,
+        cause="RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED",
+    ),
+    GpuFault(
+        name="starves_nccl",
+        outcome=Outcome.OUT_OF_MEMORY,
+        cause="DistBackendError: NCCL error in: ",
+        ranks="1",
+        gpus=2,
+    ),
     GpuFault(name="pins_too_much", outcome=Outcome.HOST_OUT_OF_MEMORY, cause="pinned memory: "),
-    GpuFault(name="trips_an_assertion_on_the_gpu", outcome=Outcome.CRASHED, cause=""),
+    GpuFault(
+        name="trips_an_assertion_on_the_gpu",
+        outcome=Outcome.CRASHED,
+        cause="AcceleratorError: CUDA error: device-side assert triggered",
+    ),
     GpuFault(name="dies_in_training", outcome=Outcome.CRASHED, cause="rank0 was killed"),
     # While the other rank waits for this one, in NCCL.
     out_of_memory_in("forward"),
@@ -127,6 +141,9 @@ def test_a_fault_is_told_apart_and_the_gpus_are_free_again(fault, configs, launc
         assert 0 < result.free_bytes < 2**45
     if fault.outcome is Outcome.HUNG:
         seconds -= fault.effort.timing_deadline_seconds
+        for rank in range(fault.gpus):
+            log = (session.directory / f"rank{rank}.log").read_text()
+            assert "(most recent call first)" in log
     else:
         logs = [str(session.directory / f"rank{rank}.log") for rank in fault.ranks.split(",")]
         assert result.log in logs
