@@ -202,6 +202,8 @@ def _write(output: Path, setting: str, arguments: str) -> None:
 
     Arguments never stand beside another's setting.
     """
+    if output.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(output))
     # What a link names is replaced, and not the link.
     contents = {setting_path(output).resolve(): setting, output.resolve(): arguments}
     for path in contents:
