@@ -13,7 +13,7 @@ from academic_pretraining.config import BatchPlan, TrainingConfig, config_to_dic
 from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.models import MODELS
-from academic_pretraining.records import ORDER, has_current_arguments, row_of
+from academic_pretraining.records import ORDER, about, has_current_arguments, row_of
 from academic_pretraining.training_arguments import to_json, training_arguments_fields
 from experiments.strict_json import loads
 
@@ -131,12 +131,7 @@ def _measured(records: Iterable[dict[str, Any]], config: TrainingConfig) -> list
     out: they predict nothing any more.
     """
     wanted = config_to_dict(config)
-    around = [
-        record
-        for record in records
-        if record["config"]["hardware"] == wanted["hardware"]
-        and record["config"]["recipe"]["name"] == config.recipe.name
-    ]
+    around = about(records, config.hardware, config.recipe.name)
     rows = [(row_of(record), record) for record in around]
     newest = max((row for row, _ in rows), key=lambda row: row["measured_at"], default=None)
     found = [

@@ -82,6 +82,7 @@ def records() -> list[dict[str, Any]]:
 
 def results(hardware: Hardware, model: str) -> "pl.DataFrame":
     """Read the workspace, as `records` does, and gather the results for one hardware and model."""
-    from academic_pretraining.results import about, frame
+    from academic_pretraining.records import about
+    from academic_pretraining.results import frame
 
     return frame(about(records(), hardware, model))

@@ -73,7 +73,8 @@ def main(
     recipe = get_model(model)
     measured = None
     if optimal:
-        from academic_pretraining.results import about, fastest, frame, method_of
+        from academic_pretraining.records import about
+        from academic_pretraining.results import fastest, frame, method_of
 
         measured = about(records(), hardware, model)
         same = numerics == "reference"

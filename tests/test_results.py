@@ -15,11 +15,12 @@ from academic_pretraining.models import MODELS
 from academic_pretraining.records import (
     RECORD_VERSION,
     Measurement,
+    about,
     config_of,
     is_current,
     to_record,
 )
-from academic_pretraining.results import SCHEMA, about, fastest, frame, select
+from academic_pretraining.results import SCHEMA, fastest, frame, select
 from experiments.identity import cache_key
 
 ONE = Hardware(num_nodes=1, gpus_per_node=1, gpu_type="h200")

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from academic_pretraining.config import (
     recipe_to_dict,
 )
 from academic_pretraining.errors import AcademicPretrainingError
-from academic_pretraining.gpus import GPUS
+from academic_pretraining.gpus import GPUS, Hardware
 from academic_pretraining.methods import Sharding
 from academic_pretraining.models import MODELS
 from academic_pretraining.models.recipe import Precision, without_prose
@@ -166,6 +167,18 @@ def config_of(record: dict[str, Any]) -> TrainingConfig:
         return config_from_dict(record["config"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"broken record: {type(error).__name__} {error}") from error
+
+
+def about(
+    records: Iterable[dict[str, Any]], hardware: Hardware, model: str
+) -> list[dict[str, Any]]:
+    """Keep the records of one hardware and model."""
+    where = asdict(hardware)
+    return [
+        record
+        for record in records
+        if record["config"]["hardware"] == where and record["config"]["recipe"]["name"] == model
+    ]
 
 
 def row_of(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """All measurements in one polars frame, and the fastest row."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 import polars as pl
@@ -126,18 +125,6 @@ def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
 def _row(record: dict[str, Any]) -> dict[str, Any]:
     row = row_of(record)
     return row | {"current_arguments": row["current_recipe"] and has_current_arguments(record)}
-
-
-def about(
-    records: Iterable[dict[str, Any]], hardware: Hardware, model: str
-) -> list[dict[str, Any]]:
-    """Keep the records of one hardware and model."""
-    where = asdict(hardware)
-    return [
-        record
-        for record in records
-        if record["config"]["hardware"] == where and record["config"]["recipe"]["name"] == model
-    ]
 
 
 def select(results: pl.DataFrame, hardware: Hardware, model: str) -> pl.DataFrame:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
@@ -23,7 +23,6 @@ from academic_pretraining.errors import AcademicPretrainingError, TrainingError
 
 _T = TypeVar("_T")
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_CHILD_SUBREAPER = 36
 # torchrunx's agents were told to end by then, and have nothing left to do.
 _GRACE_SECONDS = 10.0
@@ -49,7 +48,7 @@ def tended(start: Callable[[dict[str, str]], _T], *, source: Path) -> _T:
     try:
         with (
             tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-            _sigterm_as_ctrl_c(),
+            _handled(signal.default_int_handler, signal.SIGTERM),
             _nobody_left(launched),
         ):
             variables = agents_tmpdir(Path(folder))
@@ -78,15 +77,16 @@ def _beside(call: Callable[[], _T], future: Future[_T]) -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
+def _handled(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @contextlib.contextmanager
@@ -101,24 +101,11 @@ def _nobody_left(launched: Future[_T]) -> Iterator[None]:
         grace = _GRACE_SECONDS
         raise
     finally:
-        with _undisturbed():
+        # No second Ctrl-C comes between: what is done meanwhile is over in seconds.
+        with _handled(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
             _end_children(before, grace)
             # A thread that is not over when Python ends aborts it.
             wait([launched], timeout=_END_SECONDS)
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let no second Ctrl-C come between; what is done meanwhile is over in seconds."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    ignored = {each: signal.signal(each, signal.SIG_IGN) for each in _SIGNALS}
-    try:
-        yield
-    finally:
-        for each, handler in ignored.items():
-            signal.signal(each, handler)
 
 
 def _end_children(before: set[psutil.Process], grace: float) -> None:
