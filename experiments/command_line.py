@@ -1,8 +1,10 @@
 """How every script ends: an error is one line and exit status 2, whatever was given."""
 
+import contextlib
 import functools
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -101,7 +103,7 @@ def _status(
         return functools.partial(main, *values, **named)
 
     try:
-        bound, unknown = parse(bind, return_unknown_args=True)
+        bound, unknown = _parsed(parse, bind)
         _refuse_repeated(arguments)
         if unknown:
             raise InvalidConfigError(f"{unknown[0]} is unknown here: --help lists the flags")
@@ -115,6 +117,39 @@ def _status(
             signal.signal(number, signal.SIG_IGN)
         print(f"stopped: {stopped}", file=sys.stderr)
         return 130
+
+
+def _parsed(parse: Callable[..., Any], bind: Callable[..., Any]) -> Any:
+    """Parse; what the parser draws a box around for people is refused in a line like the rest."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse(bind, return_unknown_args=True)
+    except SystemExit as end:
+        if end.code != 2:
+            raise
+        box, said = said.getvalue(), io.StringIO()
+        raise InvalidConfigError(f"{_without_frame(box)}: --help lists the flags") from None
+    finally:
+        sys.stderr.write(said.getvalue())
+
+
+def _without_frame(box: str) -> str:
+    """Give what stands in a box of tyro's as a sentence, without the help that it adds."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [re.sub(r"^│ ?| *│$", "", line) for line in text.splitlines() if line[:1] not in "╭╰"]
+    parts = []
+    for part in re.split(r"^─+$", "\n".join(lines), flags=re.MULTILINE):
+        part = part.strip("\n")
+        if part.startswith("Missing from"):
+            # Flags, each with what it means further in.
+            parts.append(f"missing: {', '.join(re.findall(r'^ {4}(--[^ ]+)', part, re.M))}")
+        elif part.startswith("Unrecognized options"):
+            parts.append(f"unknown: {' '.join(part.split()[2:])}")
+        elif not part.startswith(("For full helptext", "Argument helptext")):
+            reason = part.partition("Got errors:")[0]
+            parts.append(" ".join(reason.split()).removeprefix("Error parsing ").removesuffix("."))
+    return "; ".join(parts)
 
 
 def _refuse_repeated(arguments: Sequence[str]) -> None:

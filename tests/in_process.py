@@ -88,12 +88,9 @@ class InProcess:
         assert "Traceback" not in err
         assert status == 2, err
         assert out == ""
-        if err.startswith("error: "):
-            assert err.endswith("\n")
-            assert err[:-1].isprintable()
-        else:
-            assert err.count("╭") == 1, err
-            assert err.startswith("╭")
+        assert err.startswith("error: "), err
+        assert err.endswith("\n")
+        assert err[:-1].isprintable()
         assert self.files() == before
         self.cases += 1
         return err

@@ -199,3 +199,43 @@ def test_an_interruption_that_is_repeated_is_answered_once():
         process.send_signal(number)
     assert process.communicate() == ("", "")
     assert process.returncode == 130
+
+
+BOX = """\
+\x1b[31m╭─\x1b[0m Value error ─────────────────────╮
+│ \x1b[1mError parsing --size:\x1b[0m no type      │
+│ matching INT in ['│ x']. │
+│                                    │
+│ Got errors:                        │
+│ - <class 'int'>: invalid           │
+│ ────────────────────────────────── │
+│ Argument helptext:                 │
+│     --size INT                     │
+│ ────────────────────────────────── │
+│ For full helptext, see it --help   │
+╰────────────────────────────────────╯
+"""
+
+
+def test_what_the_parser_refuses_is_said_in_a_line_without_its_frame(capsys):
+    def parse(called, **_):
+        print(BOX, file=sys.stderr, end="")
+        raise SystemExit(2)
+
+    assert answer(parse, main_of_nothing, [], stopped="") == 2
+    assert capsys.readouterr().err == (
+        "error: --size: no type matching INT in ['│ x']: --help lists the flags\n"
+    )
+
+
+def test_what_the_parser_says_without_refusing_is_passed_on(capsys):
+    def parse(called, **_):
+        print("warning: odd", file=sys.stderr)
+        return called(), []
+
+    assert answer(parse, main_of_nothing, [], stopped="") == 0
+    assert capsys.readouterr().err == "warning: odd\n"
+
+
+def main_of_nothing() -> None:
+    pass

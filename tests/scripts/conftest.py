@@ -85,17 +85,6 @@ class CommandLine:
         assert start == ""
         return message
 
-    def cannot_parse(self, script: str, *arguments: object) -> str:
-        """Give tyro's box for arguments that are none, its frame taken off."""
-        before = self.files()
-        answer = self(script, *arguments)
-        assert "Traceback" not in answer.err
-        assert answer.status == 2
-        assert answer.out == ""
-        assert self.files() == before
-        assert answer.err.count("╭") == 1
-        return " ".join(answer.err.translate(dict.fromkeys(map(ord, "╭╮╰╯─│"))).split())
-
     def files(self) -> dict[Path, bytes | None]:
         """Everything around, with its content."""
         return {

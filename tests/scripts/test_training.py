@@ -188,13 +188,13 @@ def test_fewer_than_one_step_is_refused(cli, steps):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--stop-after-steps", "few"), "Error parsing --stop-after-steps"),
-        (("--launcher.worker-timeout", "long"), "Error parsing --launcher.worker-timeout"),
-        (("--launcher.workers-per-host", "all"), "Error parsing --launcher.workers-per-host"),
+        (("--stop-after-steps", "few"), "--stop-after-steps: "),
+        (("--launcher.worker-timeout", "long"), "--launcher.worker-timeout: "),
+        (("--launcher.workers-per-host", "all"), "--launcher.workers-per-host: "),
     ],
 )
 def test_what_is_of_the_wrong_kind_is_refused(cli, arguments, text):
-    assert text in cli.cannot_parse(SCRIPT, *VIT, *arguments)
+    assert text in cli.refuses(SCRIPT, *VIT, *arguments)
 
 
 def test_the_data_are_to_be_put_in_one_marked_place():
