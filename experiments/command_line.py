@@ -105,7 +105,7 @@ def _status(
     try:
         bound, unknown = _parsed(parse, bind)
         _refuse_repeated(arguments)
-        if unknown:
+        if unknown := unknown or [argument for argument in arguments if argument == "--"]:
             raise InvalidConfigError(f"{unknown[0]} is unknown here: --help lists the flags")
         return bound() or 0
     except AcademicPretrainingError as error:
@@ -125,6 +125,10 @@ def _parsed(parse: Callable[..., Any], bind: Callable[..., Any]) -> Any:
     try:
         with contextlib.redirect_stderr(said):
             return parse(bind, return_unknown_args=True)
+    except (AssertionError, OSError) as error:
+        # Of its own flags: a shell that it does not know, a file that it cannot write.
+        reason = f"{error}".rstrip(".") or "no such command"
+        raise InvalidConfigError(f"{reason}: --help lists the flags") from error
     except SystemExit as end:
         if end.code != 2:
             raise

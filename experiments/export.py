@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -76,8 +77,16 @@ def is_prediction(found: object) -> bool:
     if not isinstance(found, dict):
         return False
     figures = [found.get("step_seconds"), found.get("peak_bytes")]
-    figures += [found[name] for name in ("mfu", "step_seconds_standard_error") if found.get(name)]
-    return all(isinstance(f, int | float) and f is not True and f > 0 for f in figures)
+    others = [found.get("mfu"), found.get("step_seconds_standard_error")]
+    # An error of 0 is one, and what is not known is null.
+    figures += [figure for figure in others if figure is not None and figure != 0]
+    plain = [figure for figure in figures if isinstance(figure, int | float) and figure is not True]
+    return len(plain) == len(figures) and all(0 < figure < _MOST for figure in plain)
+
+
+# Seconds, bytes or shares: more is a fault, and sums of it would overflow.
+_MOST = 1e30
+_LARGEST_BYTES = 2**24
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -87,6 +96,12 @@ def read_json(path: Path) -> dict[str, Any]:
         InvalidFileError: there is none.
     """
     try:
+        found = path.stat()
+        # Reading a pipe or a device would never end; a folder is refused by its own words.
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise ValueError("it is no regular file")
+        if found.st_size > _LARGEST_BYTES:
+            raise ValueError(f"it has {found.st_size:,} bytes")
         data = loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidFileError(
@@ -199,6 +214,9 @@ def _write(output: Path, setting: str, arguments: str) -> None:
     """
     if output.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(output))
+    # The setting would be put beside a device's name, as of /dev/stdout.
+    if output.absolute().parent in (Path("/dev"), Path("/dev/fd")):
+        raise OSError(errno.EINVAL, "it is a device", str(output))
     # What a link names is replaced, and not the link.
     contents = {setting_path(output).resolve(): setting, output.resolve(): arguments}
     for path in contents:

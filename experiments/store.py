@@ -23,8 +23,8 @@ from tango.step_caches.local_step_cache import LocalStepCache
 from tango.step_info import StepInfo, StepState
 from tango.workspace import Run, Workspace
 
-from academic_pretraining.errors import AcademicPretrainingError
-from experiments.workspace import DATA, METADATA, read_record
+from academic_pretraining.errors import AcademicPretrainingError, MeasurementError
+from experiments.workspace import DATA, METADATA, is_there, read_record
 
 # What the system answers where somebody else holds a lock, and where it can give none.
 _HELD = (errno.EACCES, errno.EAGAIN)
@@ -65,9 +65,9 @@ class RecordCache(LocalStepCache):
 
     def _read(self, step: Step | StepInfo) -> dict[str, Any] | None:
         folder = self.step_dir(step)
-        if not (folder / METADATA).exists():
-            return None
         try:
+            if not is_there(folder / METADATA):
+                return None
             record = read_record(folder / DATA)
         except (OSError, ValueError, AcademicPretrainingError):
             return None
@@ -85,6 +85,15 @@ def _open_lock(path: Path) -> int:
         if not path.exists():
             raise
         return os.open(path, os.O_RDONLY | os.O_NONBLOCK | how)
+
+
+def _check_usable(folder: Path) -> None:
+    """Refuse a step whose folder is another user's, before anything is measured for it."""
+    if os.path.lexists(folder) and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise MeasurementError(
+            f"{folder} cannot be read and written: have its owner open it, or name another "
+            "workspace with TANGO_WORKSPACE_DIR"
+        )
 
 
 def _free_name(folder: Path) -> Path:
@@ -141,6 +150,7 @@ class RecordWorkspace(Workspace):
         Raises:
             StepStateError: another process runs it, or has just finished it.
             AcademicPretrainingError: its file system has no locks.
+            MeasurementError: the result would have no place.
             OSError: the workspace cannot be written.
         """
         path = self.lock_path(step)
@@ -150,6 +160,7 @@ class RecordWorkspace(Workspace):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if step in self._cache:
                 raise StepStateError(step, StepState.COMPLETED)
+            _check_usable(self._cache.step_dir(step))
         except BaseException as error:
             os.close(lock)
             if isinstance(error, OSError):

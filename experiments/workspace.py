@@ -61,6 +61,9 @@ def read_records(workspace: Path) -> tuple[list[dict[str, Any]], list[Unreadable
     unreadable: list[Unreadable] = []
     with _no_collection():
         for folder, whole in folders:
+            if isinstance(whole, OSError):
+                unreadable.append(Unreadable(path=folder / DATA, reason=f"{whole}"))
+                continue
             if not whole:
                 # Perhaps it is being written; else its process was killed, or somebody took it.
                 reason = f"{METADATA} is missing beside it: it is measured again"
@@ -105,15 +108,34 @@ def incomplete(
     return [c for c in configs if not any(cache_key(c, some) in known for some in enough)]
 
 
-def _step_folders(workspace: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield the folders of results, and whether each was finished."""
+def _step_folders(workspace: Path) -> Iterator[tuple[Path, bool | OSError]]:
+    """Yield the folders of results, and whether each was finished, or why nobody knows."""
     cache = workspace / "cache"
     if cache.is_dir():
         for folder in sorted(cache.iterdir()):
             if folder.name.startswith(_STEP_PREFIX):
-                whole = (folder / METADATA).exists()
-                if whole or (folder / DATA).exists():
+                try:
+                    whole = is_there(folder / METADATA)
+                    there = whole or is_there(folder / DATA)
+                except OSError as error:
+                    # Another user's.
+                    yield folder, error
+                    continue
+                if there:
                     yield folder, whole
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file.
+
+    Raises:
+        OSError: nobody may know, which `Path.exists` answers with no on some versions of Python.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def main(
     cmd: Literal["run", "count", "print-incomplete", "print-results", "dry-run"] = "run",
     slurm: bool = False,
     batch_tolerance: float = 0.0,
-    micro_batch_sizes: tuple[int, ...] = (),
+    micro_batch_sizes: tuple[int, ...] | None = None,
     timing_seconds: float | None = None,
     detail: bool = False,
     allow_busy_gpus: bool = False,
@@ -73,11 +73,6 @@ def main(
     if newcomer and methods == "all":
         # Each setting takes a minute or two: two of them answer a first question.
         points = [point for point in points if point[0] in (Method(), Method(free_lunch=True))]
-        print(
-            "a first look at naive and free-lunch; the whole grid: --gpu-type "
-            f"{hardware.gpu_type} --gpus-per-node {hardware.gpus_per_node} --num-nodes 1",
-            file=sys.stderr,
-        )
     configs = {
         method: TrainingConfig(
             hardware=hardware, recipe=recipe, method=method, batch_tolerance=batch_tolerance
@@ -85,7 +80,14 @@ def main(
         for method, reasons in points
         if not reasons
     }
-    _check_micro_batches(micro_batch_sizes, list(configs.values()))
+    if micro_batch_sizes is not None:
+        _check_micro_batches(micro_batch_sizes, list(configs.values()))
+    if newcomer and methods == "all":
+        print(
+            "a first look at naive and free-lunch; the whole grid: --gpu-type "
+            f"{hardware.gpu_type} --gpus-per-node {hardware.gpus_per_node} --num-nodes 1",
+            file=sys.stderr,
+        )
     limits: dict[str, Any] = {"micro_batch_sizes": micro_batch_sizes} if micro_batch_sizes else {}
     if timing_seconds is not None:
         limits["timing_seconds"] = timing_seconds
@@ -116,7 +118,9 @@ def main(
 
 
 def _check_micro_batches(sizes: tuple[int, ...], configs: list[TrainingConfig]) -> None:
-    if not sizes or not configs:
+    if not sizes:
+        raise InvalidConfigError("--micro-batch-sizes has no size: give some, or leave it out")
+    if not configs:
         return
     hardware, recipe = configs[0].hardware, configs[0].recipe
     if unknown := sorted(set(sizes) - {plan.micro_batch_size for plan in configs[0].plans()}):

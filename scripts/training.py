@@ -202,6 +202,12 @@ def launch(
     **stopping,
 ) -> dict:
     """Train on all workers; returns how fast it was, as `speed_report` says."""
+    # Take this out where the Trainer below gets an eval_dataset.
+    if fields.get("eval_strategy", "no") != "no":
+        raise InvalidFileError(
+            f"{source} says eval_strategy is {fields['eval_strategy']!r}, but there is no data to "
+            'evaluate on: say "no", or give the Trainer of scripts/training.py an eval_dataset'
+        )
     import torchrunx
 
     from academic_pretraining.benchmarking.tended import tended

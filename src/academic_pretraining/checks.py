@@ -25,7 +25,7 @@ def check_record(record: dict[str, Any]) -> None:
         _check_kinds(Timing, measured["best"] or {})
         row = row_of(record)
         _check_figures(row)
-        _check_timings(measured)
+        _check_timings(measured, record["config"]["hardware"])
     except _BROKEN as error:
         raise ValueError(f"broken record: {type(error).__name__} {error}") from error
 
@@ -104,9 +104,11 @@ def _plain_fields(
     return tuple(found)
 
 
-def _check_timings(measured: dict[str, Any]) -> None:
+def _check_timings(measured: dict[str, Any], hardware: dict[str, Any]) -> None:
     """Look at what becomes a prediction."""
-    for timing in measured["timings"]:
+    gpus = hardware["num_nodes"] * hardware["gpus_per_node"]
+    best = [measured["best"]] if measured["best"] else []
+    for timing in [*measured["timings"], *best]:
         _check_kinds(Timing, timing)
         if not timing["step_seconds"] > 0 < timing["peak_bytes"]:
             raise TypeError("a timing without time or memory")
@@ -115,3 +117,6 @@ def _check_timings(measured: dict[str, Any]) -> None:
         for name in ("micro_batch_size", "gradient_accumulation_steps"):
             if timing[name] < 1:
                 raise TypeError(f"{name} is {timing[name]}")
+        batch = gpus * timing["micro_batch_size"] * timing["gradient_accumulation_steps"]
+        if timing["global_batch_size"] != batch:
+            raise TypeError(f"global_batch_size is {timing['global_batch_size']} of {batch}")

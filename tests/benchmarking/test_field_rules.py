@@ -70,6 +70,12 @@ CASES: list[tuple[str, Any, str]] = [
     ("label_names", [1], "a list of strings"),
     ("include_for_metrics", {}, "a list of strings"),
     ("accelerator_config", "some.json", OBJECT),
+    (
+        *("accelerator_config", {"gradient_accumulation_kwargs": {"num_steps": 2}}),
+        "an object without num_steps, which gradient_accumulation_steps says",
+    ),
+    ("per_device_train_batch_size", 2**20 + 1, "at most 1,048,576"),
+    ("gradient_accumulation_steps", 2**31 - 1, "at most 1,048,576"),
     ("lr_scheduler_kwargs", "some", OBJECT),
     ("resume_from_checkpoint", "/etc", "left out, for --resume says whether to go on"),
     ("push_to_hub", True, f"false or {NO_UPLOAD}"),
@@ -107,6 +113,10 @@ def test_a_tracker_that_is_not_installed_is_refused(value):
             'save_steps is 0, but it must be above 0 where save_strategy is "steps": ',
         ),
         ({"save_steps": 0}, "save_steps is 0, but it must be above 0 where "),
+        (
+            {"save_strategy": "best"},
+            "save_strategy is 'best', but it must be another where metric_for_best_model is not ",
+        ),
     ],
     ids=str,
 )
@@ -142,6 +152,7 @@ def test_a_tracker_that_is_installed_is_accepted(monkeypatch):
         {"push_to_hub": False, "hub_token": None, "hub_strategy": "every_save"},
         {"optim_target_modules": "all-linear", "label_names": ["labels"]},
         {"accelerator_config": {"split_batches": True}},
+        {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_with_dataloader": False}}},
     ],
     ids=str,
 )

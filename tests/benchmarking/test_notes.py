@@ -14,6 +14,7 @@ from academic_pretraining.benchmarking.probes import Outcome, Purpose
 HERE = {"host": "a", "devices": ["GPU-1"], "effort": {"sizes": (1, 2)}}
 RAMP = a_result(1, purpose=Purpose.MEMORY, peak_bytes=7)
 TIMED = a_result(4)
+DEEP = "[" * 100_000
 
 
 @pytest.fixture
@@ -64,6 +65,7 @@ def test_what_is_a_day_old_counts_no_more(path, monkeypatch):
         lambda lines: [*lines[:-1], json.dumps(json.loads(lines[-1]) | {"seconds": "long"})],
         lambda lines: [*lines[:-1], json.dumps(json.loads(lines[-1]) | {"samples": 3})],
         lambda lines: [*lines[:-1], json.dumps(json.loads(lines[-1]) | {"more": 3})],
+        lambda lines: [*lines[:-1], DEEP],
     ],
 )
 def test_what_is_damaged_ends_what_is_recalled(path, change):
@@ -75,10 +77,27 @@ def test_what_is_damaged_ends_what_is_recalled(path, change):
     assert Notes(path, HERE).recall() == [RAMP, TIMED]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", "\x00", '{"where": 1}\n{}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{}", "[1]", "\x00", '{"where": 1}\n{}', DEEP, "x" * (2**24 + 1)),
+        json.dumps({"where": HERE, "company": ""}),
+        json.dumps({"where": HERE, "began_at": 10**400, "company": ""}),
+    ],
+    ids=lambda text: text[:20],
+)
 def test_what_are_no_notes_are_none(path, text):
     path.parent.mkdir()
     path.write_text(text)
+    assert Notes(path, HERE).recall() == []
+
+
+def test_a_pipe_or_a_device_is_not_read_for_notes(path):
+    path.parent.mkdir()
+    os.mkfifo(path)
+    assert Notes(path, HERE).recall() == []
+    path.unlink()
+    path.symlink_to("/dev/zero")
     assert Notes(path, HERE).recall() == []
 
 

@@ -9,6 +9,7 @@ from tango.step_info import StepState
 
 from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.benchmarking.sessions import Sessions
+from academic_pretraining.errors import MeasurementError
 from experiments.steps import MeasureContext, is_cached, measure_step, run_step
 from experiments.store import RecordWorkspace
 
@@ -157,6 +158,30 @@ def test_the_lock_file_of_another_user_can_be_locked(configs, tmp_path, step_of,
     second.step_starting(step)
     with pytest.raises(StepStateError):
         first.step_starting(step)
+
+
+def test_a_folder_of_another_user_costs_only_its_setting(
+    configs, measurer, tmp_path, step_of, monkeypatch
+):
+    # The tests may be run by root, who may.
+    monkeypatch.setattr(os, "access", lambda path, mode: mode & os.W_OK == 0)
+    workspace = RecordWorkspace(tmp_path)
+    closed = tmp_path / "cache" / step_of(configs[0]).unique_id
+    closed.mkdir()
+    with pytest.raises(MeasurementError) as caught:
+        run_step(step_of(configs[0]), workspace)
+    assert str(caught.value) == (
+        f"{closed} cannot be read and written: have its owner open it, or name another workspace "
+        "with TANGO_WORKSPACE_DIR"
+    )
+    run_step(step_of(configs[1]), workspace)
+    assert measurer.taken() == [configs[1]]
+
+
+def test_what_cannot_be_looked_for_is_no_result(configs, tmp_path, step_of):
+    workspace = RecordWorkspace(tmp_path)
+    (tmp_path / "cache" / step_of(configs[0]).unique_id).symlink_to("n" * 300)
+    assert not is_cached(step_of(configs[0]), workspace)
 
 
 def test_a_lock_file_is_for_the_group_where_the_umask_allows_it(configs, tmp_path, step_of):

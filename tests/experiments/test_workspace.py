@@ -242,6 +242,16 @@ def test_what_would_be_read_for_ever_is_left_out(folder, configs):
     }
 
 
+def test_a_folder_that_cannot_be_looked_into_is_named(folder, configs):
+    # Root may read everything, but no name is as long as this.
+    closed = folder / "cache" / "MeasureStep-001-closed"
+    closed.symlink_to("n" * 300)
+    records, [unreadable] = read_records(folder)
+    assert methods(records) == labels(configs)
+    assert unreadable.path == closed / DATA
+    assert "File name too long" in unreadable.reason
+
+
 def test_what_is_incomplete_is_told_without_torch_and_tango(folder, configs):
     (result_of(configs[3], folder) / DATA).unlink()
     code = (

@@ -99,6 +99,15 @@ def test_what_is_no_record_is_named(place, question, content):
     names_and_refuses(place, ASK[question], NO_RECORD[content])
 
 
+@pytest.mark.parametrize("question", ASK)
+@pytest.mark.parametrize("part", [("best",), ("timings", 0)], ids=str)
+@pytest.mark.parametrize("name", ["global_batch_size", "micro_batch_size"])
+def test_a_batch_that_is_not_that_of_its_plan_is_named(place, question, part, name):
+    content = json.dumps(changed(("measurement", *part, name), 1)).encode()
+    [reason] = names_and_refuses(place, ASK[question], content)
+    assert "global_batch_size is " in reason
+
+
 def leaves(part: Any, *path: str | int) -> Iterator[tuple[str | int, ...]]:
     """List where something stands in a record."""
     if path:

@@ -23,6 +23,10 @@ BY_FLAG = {
         "--micro-batch-sizes 3 does not divide the global batch of 1024 over 2 GPUs: --cmd dry-run "
         "shows plans"
     ),
+    ("to_training_arguments.py", "--output", "/dev/stdout"): (
+        "/dev/stdout cannot be written ([Errno 22] it is a device: '/dev/stdout'): name another "
+        "file"
+    ),
     ("training.py", "--launcher.workers-per-host", "1025"): (
         "--launcher.workers-per-host is 1025, but must be from 1 to 1,024"
     ),
@@ -72,6 +76,77 @@ def test_a_flags_refusal_says_what_is_allowed(tmp_path, monkeypatch, case):
     script, flag, value = case
     said = furnished(tmp_path).refuses(script, *spoilt(script, flag, value))
     assert said == f"error: {BY_FLAG[case]}\n"
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_a_shell_without_completion_is_refused(tmp_path, script):
+    said = furnished(tmp_path).refuses(script, "--tyro-print-completion", "nosuch")
+    assert said.startswith("error: Shell should be one `bash`, ")
+    assert said.endswith(", but got nosuch: --help lists the flags\n")
+
+
+@pytest.mark.parametrize("words", [(), ("--num-nodes", "1", "--gpus-per-node", "1")])
+def test_sizes_without_a_size_are_refused(tmp_path, words):
+    said = furnished(tmp_path).refuses("benchmark.py", "--micro-batch-sizes", *words)
+    assert said == "error: --micro-batch-sizes has no size: give some, or leave it out\n"
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_two_dashes_alone_are_refused(tmp_path, script):
+    said = furnished(tmp_path).refuses(script, *COMMANDS[script], "--")
+    assert said == "error: -- is unknown here: --help lists the flags\n"
+
+
+@pytest.mark.parametrize("script", ["training.py", "verify.py"])
+def test_data_to_evaluate_on_are_asked_for(tmp_path, script):
+    exported = Exported(furnished(tmp_path))
+    fields = exported.fields | {"eval_strategy": "steps", "eval_steps": 5}
+    assert exported.refuses_fields(script, json.dumps(fields)) == (
+        "error: args.json says eval_strategy is 'steps', but there is no data to evaluate on: say "
+        '"no", or give the Trainer of scripts/training.py an eval_dataset\n'
+    )
+
+
+@pytest.mark.parametrize("script", ["training.py", "verify.py"])
+def test_a_full_disk_for_temporary_files_is_said(tmp_path, monkeypatch, script):
+    def gettempdir():
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    place = furnished(tmp_path)
+    monkeypatch.setattr("tempfile.gettempdir", gettempdir)
+    assert place.refuses(script, *COMMANDS[script]) == (
+        "error: there is no folder for temporary files ([Errno 2] No usable temporary directory "
+        "found in ['/tmp']): name one with TMPDIR\n"
+    )
+
+
+@pytest.mark.parametrize("script", ["training.py", "verify.py"])
+@pytest.mark.parametrize("name", ["args.json", "args.setting.json"])
+def test_a_pipe_is_not_read(tmp_path, script, name):
+    place = furnished(tmp_path)
+    (place.folder / name).unlink()
+    os.mkfifo(place.folder / name)
+    assert place.refuses(script, *COMMANDS[script]) == (
+        f"error: {name} is not a readable JSON file (it is no regular file): {EXPORT}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"step_seconds": 10**400}, {"step_seconds": 0}, {"peak_bytes": 1e30}),
+        *({"peak_bytes": None}, {"mfu": []}, {"mfu": "x"}, {"mfu": -1}),
+        {"step_seconds_standard_error": {}},
+    ],
+    ids=str,
+)
+def test_an_impossible_prediction_is_none(tmp_path, wrong):
+    exported = Exported(furnished(tmp_path))
+    predicted = {"step_seconds": 1.0, "peak_bytes": 1, "mfu": None} | wrong
+    setting = json.dumps(exported.setting | {"prediction": predicted}).encode()
+    assert exported.refuses("training.py", setting=setting) == (
+        f"error: {BY_SETTING['prediction'][1]}\n"
+    )
 
 
 @pytest.mark.parametrize("name", BY_SETTING)

@@ -31,6 +31,11 @@ _BELOW_ONE = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 # What timeouts and counters hold, and what NumPy takes for a seed.
 _MOST = 2**31 - 1
 _LARGEST_SEED = 2**32 - 1
+# No batch of the models here comes near it.
+_MOST_EXAMPLES = 2**20
+_OF_EXAMPLES = (
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+)
 # Where a launcher or a scheduler has set these, TrainingArguments wait for its other processes.
 _LAUNCHERS = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_", "PMI_", "PMIX_"),
@@ -58,6 +63,13 @@ def check_fields(fields: dict[str, Any], path: Path) -> None:
             raise _wrong(path, name, value, wrong)
     if odd := field_rules.why_wrong_together(fields):
         raise _wrong(path, odd[0], fields[odd[0]], odd[1])
+    try:
+        # Looks for one that can be written.
+        tempfile.gettempdir()
+    except OSError as error:
+        raise InvalidFileError(
+            f"there is no folder for temporary files ({error}): name one with TMPDIR"
+        ) from error
     here = {"use_cpu": True, "tf32": None, "deepspeed": None, "ddp_backend": None}
     with _no_trace(), tempfile.TemporaryDirectory() as folder:
         arguments = build(fields | here | {"output_dir": folder}, path)
@@ -126,6 +138,7 @@ def _why_out_of_range(name: str, value: float) -> str:
     if name in _BELOW_ONE and value >= 1:
         return "below 1"
     most = _LARGEST_SEED if name in ("seed", "data_seed") else _MOST
+    most = _MOST_EXAMPLES if name in _OF_EXAMPLES else most
     return "" if value <= most else f"at most {most:,}"
 
 

@@ -24,6 +24,8 @@ def why_wrong_together(fields: Mapping[str, Any]) -> tuple[str, str] | None:
         return "num_train_epochs", "above 0 where max_steps is not"
     if fields.get("save_strategy", "steps") == "steps" and fields.get("save_steps") == 0:
         return "save_steps", 'above 0 where save_strategy is "steps"'
+    if fields.get("save_strategy") == "best" and not fields.get("metric_for_best_model"):
+        return "save_strategy", "another where metric_for_best_model is not said"
     return None
 
 
@@ -94,6 +96,15 @@ def _trackers(value: Any) -> str:
     alone = value in ("none", "all", ["none"], ["all"])
     said = f'"none", "all" or what is installed here ({", ".join(here) or "nothing"})'
     return "" if known or alone else said
+
+
+def _accelerator(value: Any) -> str:
+    if wrong := an_object(value):
+        return wrong
+    accumulation = value.get("gradient_accumulation_kwargs")
+    twice = isinstance(accumulation, dict) and "num_steps" in accumulation
+    said = "an object without num_steps, which gradient_accumulation_steps says"
+    return said if twice else ""
 
 
 _SWITCH = _choice(True, False)
@@ -175,6 +186,7 @@ _RULES: Mapping[str, Rule] = {
     "include_num_input_tokens_seen": _choice("all", "non_padding", "no", True, False),
     "parallelism_config": _choice(None),
     "report_to": _trackers,
+    "accelerator_config": _accelerator,
     "deepspeed": _object(_DEEPSPEED, needs=("zero_optimization",), others=True),
     "fsdp": _choice(True, False),
     "fsdp_config": _object(_FSDP, others=False),

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import stat
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,8 @@ from academic_pretraining.benchmarking.storage import write_whole
 
 # A machine changes: what was timed before goes on only with what is timed soon after.
 _LASTS_SECONDS = 24 * 3600.0
+_LARGEST_BYTES = 2**24
+_BROKEN = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 _KEPT = (Outcome.OK, Outcome.OUT_OF_MEMORY, Outcome.COMPILE_FAILED)
 
 
@@ -36,13 +39,17 @@ class Notes:
 
     def recall(self) -> list[ProbeResult]:
         """Read what a killed process left; nothing where that does not fit or cannot be read."""
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        with contextlib.suppress(OSError, *_BROKEN):
+            found = self._path.stat()
+            # Others may have put it there: a pipe or a device would be read for ever.
+            if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_BYTES:
+                raise ValueError("no notes")
             head, *lines = self._path.read_text(encoding="utf-8").splitlines()
             head = json.loads(head)
             if head["where"] == self._where and time.time() - head["began_at"] < _LASTS_SECONDS:
                 self._began_at = head["began_at"]
                 self.company = str(head["company"])
-                # Others may have written it: what comes before a broken line counts.
+                # What comes before a broken line counts.
                 for line in lines:
                     self._results.append(_checked(ProbeResult.from_dict(json.loads(line))))
         return list(self._results)
