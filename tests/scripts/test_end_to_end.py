@@ -142,8 +142,9 @@ def test_the_winner_is_exported_with_its_prediction(exported):
     assert (prediction["mfu"], prediction["compiled"]) == (None, False)
 
 
-def test_a_training_tells_its_speed(exported):
+def test_a_training_tells_its_speed(exported, monkeypatch):
     cli = exported.cli
+    monkeypatch.setenv("SECRET_TOKEN_FOR_TEST", secret := "hunter2-correct-horse")
     # A step of the published batch would take minutes here.
     quick = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
     (cli.folder / "args.json").write_text(json.dumps(exported.fields | quick))
@@ -168,6 +169,9 @@ def test_a_training_tells_its_speed(exported):
     # What was predicted is not for arguments that were edited.
     assert speed["predicted"] is None
     assert {path.name for path in (cli.folder / "run").iterdir()} == {"logs", "speed.json"}
+    logs = [path.read_text() for path in (cli.folder / "run" / "logs").rglob("*.log")]
+    assert any(logs)
+    assert secret not in "".join([*logs, answer.out, answer.err])
 
 
 @pytest.mark.parametrize(
