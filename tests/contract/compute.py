@@ -72,7 +72,8 @@ def main(folder: Path) -> None:
         # gloo beside NCCL: FSDP reduces what it offloads to the host.
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timedelta(seconds=120))
     else:
-        dist.init_process_group("gloo")
+        # Long enough for DeepSpeed's extension to be built on the other rank.
+        dist.init_process_group("gloo", timeout=timedelta(seconds=400))
     # What is imported is no garbage, and looking through it takes half a case's time.
     gc.freeze()
     for case in json.loads((folder / "cases.json").read_text()):
@@ -86,6 +87,8 @@ def main(folder: Path) -> None:
         except Exception:
             (folder / f"{case['name']}.error").write_text(traceback.format_exc())
         print(f"{case['name']}: {time.monotonic() - began:.1f} s", flush=True)
+        # The next case may begin with what rank 0 has just written; a tensor of the CPU, for gloo.
+        dist.all_reduce(torch.zeros(1))
         AcceleratorState._reset_state(reset_partial_state=True)
         # ZeRO-3 leaves its own behind, which torch 2.11 compiles wrongly.
         torch.nn.functional.linear = _LINEAR
