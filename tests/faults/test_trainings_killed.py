@@ -148,11 +148,11 @@ def test_what_is_killed_leaves_no_process(begin, tmp_path, living_in_group, scri
     "script", ["training.py", pytest.param("verify.py", marks=pytest.mark.thorough)]
 )
 def test_what_a_worker_raises_is_said_in_a_line(begin, tmp_path, living_in_group, script):
-    # Only who holds the data knows whether there are any to evaluate with.
-    process = begin(script, eval_strategy="steps")
+    # What is installed is for the worker to say, who may be on another machine.
+    process = begin(script, use_liger_kernel=True)
     assert process.wait(timeout=180) == 2
     last = (tmp_path / "said").read_text().splitlines()[-1]
-    assert last.startswith("error: the training of args.json failed: ValueError: You have set ")
+    assert last.startswith("error: the training of args.json failed: ImportError: You have set ")
     assert last.endswith("; what workers said stands above")
     assert living_in_group(process.pid, patience_seconds=0.0) == []
     assert left_in(tmp_path / "tmp") == []
