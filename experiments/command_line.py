@@ -105,7 +105,7 @@ def _status(
     try:
         bound, unknown = _parsed(parse, bind)
         _refuse_repeated(arguments)
-        if unknown := unknown or [argument for argument in arguments if argument == "--"]:
+        if unknown := unknown or ["--"] * ("--" in arguments):
             raise InvalidConfigError(f"{unknown[0]} is unknown here: --help lists the flags")
         return bound() or 0
     except AcademicPretrainingError as error:

@@ -4,17 +4,23 @@ import contextlib
 import errno
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from academic_pretraining.benchmarking.storage import read_finite
 from academic_pretraining.config import BatchPlan, TrainingConfig, config_to_dict
 from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.models import MODELS
-from academic_pretraining.records import ORDER, about, has_current_arguments, row_of
+from academic_pretraining.records import (
+    LARGEST_FIGURE,
+    ORDER,
+    about,
+    has_current_arguments,
+    row_of,
+)
 from academic_pretraining.training_arguments import to_json, training_arguments_fields
 from experiments.strict_json import loads
 
@@ -80,13 +86,10 @@ def is_prediction(found: object) -> bool:
     others = [found.get("mfu"), found.get("step_seconds_standard_error")]
     # An error of 0 is one, and what is not known is null.
     figures += [figure for figure in others if figure is not None and figure != 0]
-    plain = [figure for figure in figures if isinstance(figure, int | float) and figure is not True]
-    return len(plain) == len(figures) and all(0 < figure < _MOST for figure in plain)
-
-
-# Seconds, bytes or shares: more is a fault, and sums of it would overflow.
-_MOST = 1e30
-_LARGEST_BYTES = 2**24
+    return all(
+        isinstance(figure, int | float) and figure is not True and 0 < figure < LARGEST_FIGURE
+        for figure in figures
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -96,13 +99,8 @@ def read_json(path: Path) -> dict[str, Any]:
         InvalidFileError: there is none.
     """
     try:
-        found = path.stat()
-        # Reading a pipe or a device would never end; a folder is refused by its own words.
-        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-            raise ValueError("it is no regular file")
-        if found.st_size > _LARGEST_BYTES:
-            raise ValueError(f"it has {found.st_size:,} bytes")
-        data = loads(path.read_text(encoding="utf-8"))
+        _refuse_folder(path)
+        data = loads(read_finite(path, "export"))
     except (OSError, ValueError) as error:
         raise InvalidFileError(
             f"{path} is not a readable JSON file ({error}): {_ADVICE}"
@@ -212,16 +210,14 @@ def _write(output: Path, setting: str, arguments: str) -> None:
 
     Arguments never stand beside another's setting.
     """
-    if output.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(output))
+    _refuse_folder(output)
     # The setting would be put beside a device's name, as of /dev/stdout.
     if output.absolute().parent in (Path("/dev"), Path("/dev/fd")):
         raise OSError(errno.EINVAL, "it is a device", str(output))
     # What a link names is replaced, and not the link.
     contents = {setting_path(output).resolve(): setting, output.resolve(): arguments}
     for path in contents:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        _refuse_folder(path)
         if path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
     new = [folder for folder in output.parents if not folder.exists()]
@@ -239,6 +235,11 @@ def _write(output: Path, setting: str, arguments: str) -> None:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
 def _partial(path: Path) -> Path:

@@ -7,12 +7,12 @@ Tango keeps each result in `cache/<step id>/`: `data.json`, written first, and
 import contextlib
 import gc
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from academic_pretraining.benchmarking.storage import read_finite
 from academic_pretraining.checks import check_record
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError
@@ -23,7 +23,6 @@ from experiments.strict_json import loads
 _STEP_PREFIX = "MeasureStep-"
 DATA = "data.json"
 METADATA = "cache-metadata.json"
-_LARGEST_BYTES = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ def read_records(workspace: Path) -> tuple[list[dict[str, Any]], list[Unreadable
                 f"the workspace {workspace} is {where}a file: name a folder with "
                 "TANGO_WORKSPACE_DIR"
             )
-        folders = list(_step_folders(workspace))
+        folders = _step_folders(workspace)
     except OSError as error:
         raise InvalidFileError(
             f"the workspace {workspace} cannot be read ({error}): name another folder with "
@@ -60,17 +59,14 @@ def read_records(workspace: Path) -> tuple[list[dict[str, Any]], list[Unreadable
     records: list[dict[str, Any]] = []
     unreadable: list[Unreadable] = []
     with _no_collection():
-        for folder, whole in folders:
-            if isinstance(whole, OSError):
-                unreadable.append(Unreadable(path=folder / DATA, reason=f"{whole}"))
-                continue
-            if not whole:
-                # Perhaps it is being written; else its process was killed, or somebody took it.
-                reason = f"{METADATA} is missing beside it: it is measured again"
-                unreadable.append(Unreadable(path=folder / DATA, reason=reason))
-                continue
+        for folder in folders:
             try:
-                records.append(read_record(folder / DATA))
+                if is_there(folder / METADATA):
+                    records.append(read_record(folder / DATA))
+                elif is_there(folder / DATA):
+                    # Perhaps it is being written; else its process was killed, or somebody took it.
+                    reason = f"{METADATA} is missing beside it: it is measured again"
+                    unreadable.append(Unreadable(path=folder / DATA, reason=reason))
             except (OSError, ValueError, AcademicPretrainingError) as error:
                 unreadable.append(Unreadable(path=folder / DATA, reason=f"{error}"))
     return records, unreadable
@@ -108,21 +104,10 @@ def incomplete(
     return [c for c in configs if not any(cache_key(c, some) in known for some in enough)]
 
 
-def _step_folders(workspace: Path) -> Iterator[tuple[Path, bool | OSError]]:
-    """Yield the folders of results, and whether each was finished, or why nobody knows."""
+def _step_folders(workspace: Path) -> list[Path]:
     cache = workspace / "cache"
-    if cache.is_dir():
-        for folder in sorted(cache.iterdir()):
-            if folder.name.startswith(_STEP_PREFIX):
-                try:
-                    whole = is_there(folder / METADATA)
-                    there = whole or is_there(folder / DATA)
-                except OSError as error:
-                    # Another user's.
-                    yield folder, error
-                    continue
-                if there:
-                    yield folder, whole
+    folders = sorted(cache.iterdir()) if cache.is_dir() else []
+    return [folder for folder in folders if folder.name.startswith(_STEP_PREFIX)]
 
 
 def is_there(path: Path) -> bool:
@@ -144,13 +129,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError, AcademicPretrainingError: it cannot be used.
     """
-    found = path.stat()
-    # Reading a pipe or a device would never end.
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError("it is no regular file")
-    if found.st_size > _LARGEST_BYTES:
-        raise ValueError(f"it has {found.st_size:,} bytes, more than any record")
-    record = loads(path.read_text(encoding="utf-8"))
+    record = loads(read_finite(path, "record"))
     if not isinstance(record, dict) or "version" not in record:
         raise ValueError("not a record of this toolkit")
     if record["version"] != RECORD_VERSION:

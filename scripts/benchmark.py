@@ -70,7 +70,7 @@ def main(
     small = newcomer or hardware.gpu.is_cpu
     recipe = get_model(model or ("pythia-14m" if small else "pythia-160m"))
     points = list(grid(hardware, recipe, MethodSpace(methods), batch_tolerance=batch_tolerance))
-    if newcomer and methods == "all":
+    if first_look := newcomer and methods == "all":
         # Each setting takes a minute or two: two of them answer a first question.
         points = [point for point in points if point[0] in (Method(), Method(free_lunch=True))]
     configs = {
@@ -82,7 +82,7 @@ def main(
     }
     if micro_batch_sizes is not None:
         _check_micro_batches(micro_batch_sizes, list(configs.values()))
-    if newcomer and methods == "all":
+    if first_look:
         print(
             "a first look at naive and free-lunch; the whole grid: --gpu-type "
             f"{hardware.gpu_type} --gpus-per-node {hardware.gpus_per_node} --num-nodes 1",

@@ -7,8 +7,9 @@ from typing import Any, get_args
 
 import polars as pl
 
+from academic_pretraining.errors import ILL_SHAPED
 from academic_pretraining.gpus import Hardware
-from academic_pretraining.records import Measurement, Timing, row_of
+from academic_pretraining.records import LARGEST_FIGURE, Measurement, Timing, row_of
 from academic_pretraining.results import SCHEMA
 
 
@@ -26,11 +27,9 @@ def check_record(record: dict[str, Any]) -> None:
         row = row_of(record)
         _check_figures(row)
         _check_timings(measured, record["config"]["hardware"])
-    except _BROKEN as error:
+    except ILL_SHAPED as error:
         raise ValueError(f"broken record: {type(error).__name__} {error}") from error
 
-
-_BROKEN = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 # What Python has for the kinds of a frame's columns.
 _KINDS: dict[Any, tuple[type, ...]] = {
@@ -42,9 +41,6 @@ _KINDS: dict[Any, tuple[type, ...]] = {
 
 _OF_COLUMN = {name: _KINDS[kind] for name, kind in SCHEMA.items()}
 
-# More of anything is a fault, and sums of it would overflow.
-_MOST = 1e30
-
 
 def _check_figures(row: dict[str, Any]) -> None:
     for name, value in row.items():
@@ -52,7 +48,7 @@ def _check_figures(row: dict[str, Any]) -> None:
             raise TypeError(f"{name} is {value!r:.80}")
         if isinstance(value, str) and not value.isprintable():
             raise TypeError(f"{name} is no plain text")
-        if isinstance(value, int | float) and not 0 <= value < _MOST:
+        if isinstance(value, int | float) and not 0 <= value < LARGEST_FIGURE:
             raise TypeError(f"{name} is {value}")
     if row["outcome"] == "measured":
         if not row["step_seconds"] > 0 < row["micro_step_seconds"]:
@@ -87,7 +83,7 @@ def _check_kinds(kind: type[Hardware | Measurement | Timing], part: Any) -> None
         value = part[name]
         if type(value) not in kinds:
             raise TypeError(f"{name} is {value!r:.80}")
-        if isinstance(value, int | float) and not -_MOST < value < _MOST:
+        if isinstance(value, int | float) and not -LARGEST_FIGURE < value < LARGEST_FIGURE:
             raise TypeError(f"{name} is out of range")
 
 

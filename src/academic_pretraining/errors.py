@@ -5,6 +5,8 @@ pickling, because they cross process boundaries.
 """
 
 _LONGEST_LINE = 2000
+# What computing with data raises that are not shaped as they should be; others may have written it.
+ILL_SHAPED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
 def one_line(text: object) -> str:

@@ -20,6 +20,9 @@ from academic_pretraining.models.recipe import Precision, without_prose
 from academic_pretraining.numerics import numerics
 from academic_pretraining.training_arguments import training_arguments_fields
 
+# Of seconds, bytes, FLOPs or anything: more is a fault, and sums of it would overflow.
+LARGEST_FIGURE = 1e30
+
 RECORD_VERSION = 1
 
 ORDER = ("unlimited", "alone", "measured_at")

@@ -28,14 +28,14 @@ _AT_LEAST_ONE = (
     "ddp_timeout",
 )
 _BELOW_ONE = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
-# What timeouts and counters hold, and what NumPy takes for a seed.
+# What timeouts and counters hold, what NumPy takes for a seed, and more than any batch here.
 _MOST = 2**31 - 1
-_LARGEST_SEED = 2**32 - 1
-# No batch of the models here comes near it.
-_MOST_EXAMPLES = 2**20
-_OF_EXAMPLES = (
-    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-)
+_NOT_ABOVE = {
+    **dict.fromkeys(("seed", "data_seed"), 2**32 - 1),
+    "per_device_train_batch_size": 2**20,
+    "per_device_eval_batch_size": 2**20,
+    "gradient_accumulation_steps": 2**20,
+}
 # Where a launcher or a scheduler has set these, TrainingArguments wait for its other processes.
 _LAUNCHERS = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_", "PMI_", "PMIX_"),
@@ -137,8 +137,7 @@ def _why_out_of_range(name: str, value: float) -> str:
         return f"at least {least}"
     if name in _BELOW_ONE and value >= 1:
         return "below 1"
-    most = _LARGEST_SEED if name in ("seed", "data_seed") else _MOST
-    most = _MOST_EXAMPLES if name in _OF_EXAMPLES else most
+    most = _NOT_ABOVE.get(name, _MOST)
     return "" if value <= most else f"at most {most:,}"
 
 

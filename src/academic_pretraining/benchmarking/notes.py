@@ -2,19 +2,17 @@
 
 import contextlib
 import json
-import stat
 import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from academic_pretraining.benchmarking.probes import Outcome, ProbeResult
-from academic_pretraining.benchmarking.storage import write_whole
+from academic_pretraining.benchmarking.storage import read_finite, write_whole
+from academic_pretraining.errors import ILL_SHAPED
 
 # A machine changes: what was timed before goes on only with what is timed soon after.
 _LASTS_SECONDS = 24 * 3600.0
-_LARGEST_BYTES = 2**24
-_BROKEN = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 _KEPT = (Outcome.OK, Outcome.OUT_OF_MEMORY, Outcome.COMPILE_FAILED)
 
 
@@ -39,12 +37,9 @@ class Notes:
 
     def recall(self) -> list[ProbeResult]:
         """Read what a killed process left; nothing where that does not fit or cannot be read."""
-        with contextlib.suppress(OSError, *_BROKEN):
-            found = self._path.stat()
-            # Others may have put it there: a pipe or a device would be read for ever.
-            if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_BYTES:
-                raise ValueError("no notes")
-            head, *lines = self._path.read_text(encoding="utf-8").splitlines()
+        with contextlib.suppress(OSError, *ILL_SHAPED):
+            # Others may have written it.
+            head, *lines = read_finite(self._path, "notes").splitlines()
             head = json.loads(head)
             if head["where"] == self._where and time.time() - head["began_at"] < _LASTS_SECONDS:
                 self._began_at = head["began_at"]

@@ -1,8 +1,9 @@
-"""Disks that take no more: how to tell, and how to say so where nothing can be written."""
+"""Disks that take no more, how to tell and to say so; files of others that would have no end."""
 
 import errno
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SAID_OF_FULL = ("No space left on device", "Disk quota exceeded")
 _SAMPLE_BYTES = 64 * 2**10
+_LARGEST_BYTES = 2**24
 
 
 def check_takes_more(folder: Path) -> None:
@@ -50,6 +52,21 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_suffix(".partial")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def read_finite(path: Path, kind: str) -> str:
+    """Read a small file that others may have put there: no pipe or device, which has no end.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, has more bytes than any of its kind, or is no UTF-8.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no regular file")
+    if found.st_size > _LARGEST_BYTES:
+        raise ValueError(f"it has {found.st_size:,} bytes, more than any {kind}")
+    return path.read_text(encoding="utf-8")
 
 
 def leave_failure(path: Path, failure: dict[str, Any]) -> None:
