@@ -115,14 +115,15 @@ def prediction(
 ) -> dict[str, Any] | None:
     """Find the best measurement of exactly this setting and plan; `None` if there is none.
 
-    Where the best one of the setting saw the compilation fail, a compiled timing of another one
-    does not count.
+    Where the best one of the setting saw the compilation fail, or be slower, a compiled timing of
+    another one does not count.
     """
     records = _measured(records, config)
-    failed = compilation_failed(records, config)
+    eager = is_not_compiled(records, config)
     for record in records:
-        for timing in record["measurement"]["timings"]:
-            if failed and record is not records[0] and timing["compiled"]:
+        # What was timed with and without compilation trains in the faster way.
+        for timing in sorted(record["measurement"]["timings"], key=lambda t: t["step_seconds"]):
+            if eager and record is not records[0] and timing["compiled"]:
                 continue
             batch = (timing["micro_batch_size"], timing["gradient_accumulation_steps"])
             if batch == (plan.micro_batch_size, plan.gradient_accumulation_steps):
@@ -131,10 +132,10 @@ def prediction(
     return None
 
 
-def compilation_failed(records: Iterable[dict[str, Any]], config: TrainingConfig) -> bool:
-    """Whether the best measurement of this setting saw its compilation fail."""
+def is_not_compiled(records: Iterable[dict[str, Any]], config: TrainingConfig) -> bool:
+    """Whether the best measurement of this setting saw its compilation fail, or be slower."""
     best = next(iter(_measured(records, config)), None)
-    return best is not None and best["measurement"]["compile"] == "failed"
+    return best is not None and best["measurement"]["compile"] in ("failed", "slower")
 
 
 def _measured(records: Iterable[dict[str, Any]], config: TrainingConfig) -> list[dict[str, Any]]:
@@ -172,7 +173,8 @@ def export(
         output: file for the TrainingArguments.
         config: what trains.
         plan: how its batch is divided.
-        records: what was measured: a compilation that failed then is not asked for in training.
+        records: what was measured: a compilation that failed then, or was slower, is not asked
+            for in training.
 
     Returns:
         what was predicted for exactly this setting, if anything was.
@@ -183,7 +185,7 @@ def export(
     records = list(records)
     predicted = prediction(records, config, plan)
     compiles = predicted["compiled"] if predicted else None
-    if predicted is None and compilation_failed(records, config):
+    if predicted is None and is_not_compiled(records, config):
         compiles = False
     arguments = training_arguments_fields(config, plan, torch_compile=compiles)
     text = to_json(arguments)

@@ -210,6 +210,17 @@ def test_free_lunch_compiles_all_but_mamba(model):
     assert config_of(model, Method(activation_checkpointing=True)).compiles is False
 
 
+@pytest.mark.parametrize("sharding", Sharding)
+def test_only_under_zero_3_is_it_tried_whether_compilation_pays(sharding):
+    both = (False, True)
+    method = Method(free_lunch=True, sharding=sharding)
+    choices = both if sharding is Sharding.ZERO_3 else (True,)
+    assert config_of("vit", method, gpus_per_node=2).compile_choices == choices
+    assert config_of("mamba", method, gpus_per_node=2).compile_choices == (False,)
+    eager = Method(sharding=sharding)
+    assert config_of("vit", eager, gpus_per_node=2).compile_choices == (False,)
+
+
 @pytest.mark.parametrize("gpu_type", GPUS)
 def test_free_lunch_allows_tf32_where_there_is_some(gpu_type):
     assert config_of("vit", gpu_type=gpu_type).tf32 is (gpu_type not in ("v100", "cpu"))

@@ -84,6 +84,13 @@ class TrainingConfig:
         return self.method.free_lunch and self.recipe.supports_compile
 
     @property
+    def compile_choices(self) -> tuple[bool, ...]:
+        """With and without `torch.compile`, in the order in which they are timed."""
+        if not self.compiles:
+            return (False,)
+        return (False, True) if self.method.sharding.breaks_graphs else (True,)
+
+    @property
     def tf32(self) -> bool:
         """Whether matrix products in fp32 may run as TF32."""
         return self.method.free_lunch and self.hardware.gpu.supports_tf32

@@ -88,7 +88,8 @@ class Measurement:
         best: the fastest timing.
         timings: all of them.
         memory_ramp: (micro-batch size, peak bytes), without compilation.
-        compile: `on`, `off`, `failed` or `no graph`.
+        compile: `on`, `off`, `failed`, `no graph`, or `slower` than without (or too
+            large): then it trains without.
         compile_error: why it failed.
         out_of_memory_micro_batch_size: the last one that did not fit.
         out_of_memory_requested_bytes, out_of_memory_free_bytes: of the allocation that failed.

@@ -57,6 +57,15 @@ def test_compilation_is_named_as_it_was(play, compiled, graphs, state):
     assert found.best.compiled_graphs == graphs
 
 
+@pytest.mark.parametrize(("eager", "state"), [(1.0, "slower"), (3.0, "on")])
+def test_compilation_that_was_slower_is_named_so(play, eager, state):
+    compiled = a_result(4, compile=True, graphs=3, step=2.0, warm_up_seconds=90.0)
+    found = play([a_result(4, step=eager, warm_up_seconds=5.0), compiled])
+    assert (found.compile, found.best.compiled) == (state, state == "on")
+    assert [t.compiled for t in found.timings] == [False, True]
+    assert found.restart_seconds < 90 if state == "slower" else found.restart_seconds > 90
+
+
 def test_micro_batches_that_wait_on_the_gpu_count_in_the_peak(play, tiny_config):
     found = play([a_result(4, high=3, peak_bytes=1000, reserved_bytes=2000)])
     # Of the eight of a real step, five were not there.

@@ -13,7 +13,7 @@ from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult
 from academic_pretraining.benchmarking.search import next_probe
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.gpus import Hardware
-from academic_pretraining.methods import Method
+from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.models import get_model
 
 GIB = 2**30
@@ -33,13 +33,15 @@ class Device:
     launch_seconds: float = 0.02
     slower_from: int | None = None
     compile_fails_at: tuple[int, ...] = ()
+    compiled_time: float = 1.0
 
     def peak(self, probe: Probe) -> float:
         share = self.compiled_share if probe.compile else 1.0
         return self.static + share * self.per_example * probe.micro_batch_size
 
-    def micro_step_seconds(self, size: int) -> float:
+    def micro_step_seconds(self, size: int, *, compiled: bool = False) -> float:
         slow = 2.0 if self.slower_from is not None and size >= self.slower_from else 1.0
+        slow *= self.compiled_time if compiled else 1.0
         return self.launch_seconds + slow * self.per_example_seconds * size
 
     def run(self, probe: Probe) -> ProbeResult:
@@ -54,22 +56,25 @@ class Device:
         return ProbeResult(
             probe=probe,
             outcome=Outcome.OK,
-            samples=tuple(self._sample(n, size) for n in steps),
+            samples=tuple(self._sample(n, probe) for n in steps),
             peak_bytes=round(self.peak(probe)),
             device_bytes=round(self.memory),
         )
 
-    def _sample(self, accumulation: int, size: int) -> probes.StepSample:
-        seconds = self.overhead_seconds + accumulation * self.micro_step_seconds(size)
+    def _sample(self, accumulation: int, probe: Probe) -> probes.StepSample:
+        micro_step = self.micro_step_seconds(probe.micro_batch_size, compiled=probe.compile)
+        seconds = self.overhead_seconds + accumulation * micro_step
         rest = {"data_seconds": 0.0, "optimizer_seconds": 0.0, "skipped": False}
         return probes.StepSample(accumulation=accumulation, seconds=seconds, **rest)
 
 
-def config_on(gpu_type: str = "a100", gpus: int = 2, **changes) -> TrainingConfig:
+def config_on(
+    gpu_type: str = "a100", gpus: int = 2, sharding: Sharding = Sharding.NONE, **changes
+) -> TrainingConfig:
     return TrainingConfig(
         hardware=Hardware(num_nodes=1, gpus_per_node=gpus, gpu_type=gpu_type),
         recipe=get_model("pythia-160m"),
-        method=Method(free_lunch=True),
+        method=Method(free_lunch=True, sharding=sharding),
         **changes,
     )
 
@@ -139,6 +144,56 @@ def test_every_search_ends_with_the_fastest_of_what_it_timed(device, gpus, most)
     assert set(training) <= set(fitted)
     assert predicted == pytest.approx(min(truth(size) for size in training))
     assert compiles or not history[-1].probe.compile
+
+
+@settings(deadline=None, max_examples=200)
+@given(device=devices, compiled_time=st.floats(0.3, 3.0))
+def test_where_compilation_may_not_pay_the_faster_of_both_wins(device, compiled_time):
+    device = dataclasses.replace(device, compiled_time=compiled_time)
+    config = config_on(sharding=Sharding.ZERO_3)
+    history = search(config, device)
+    tried = [r.probe for r in history if r.probe.purpose is Purpose.TIMING]
+    assert not tried[0].compile
+    fitting = timings(config, history)
+    if not fitting:
+        # Compiled it might have needed less.
+        assert any(probe.compile for probe in tried)
+        return
+    best = best_timing(config, history)
+    assert best is not None
+    predicted = predicted_seconds(config, best)
+    assert predicted == min(predicted_seconds(config, r) for r in fitting)
+    eager = [r for r in fitting if not r.probe.compile]
+    if not eager:
+        return
+    at = min(eager, key=lambda r: predicted_seconds(config, r)).probe.micro_batch_size
+    compiled = [probe.micro_batch_size for probe in tried if probe.compile]
+    assert compiled[0] == at
+    # Beaten where the eager one is fastest, it is not tried elsewhere.
+    assert best.probe.compile or len(compiled) == 1
+
+
+@pytest.mark.parametrize(("compiled_time", "wins"), [(2.0, False), (0.5, True)])
+def test_compilation_is_timed_last_and_goes_on_only_where_it_pays(compiled_time, wins):
+    config = config_on(sharding=Sharding.ZERO_3)
+    history = search(config, Device(compiled_time=compiled_time))
+    tried = [(r.probe.micro_batch_size, r.probe.compile) for r in history]
+    tried = tried[len(sizes(history, Purpose.MEMORY, Outcome.OK)) :]
+    assert tried == [(64, False), (32, False), (64, True), *[(32, True)] * wins]
+    best = best_timing(config, history)
+    assert best is not None
+    assert best.probe.compile is wins
+
+
+def test_where_compilation_fails_it_is_done_without():
+    config = config_on(sharding=Sharding.ZERO_3)
+    history = search(config, Device(compile_fails_at=(64,)))
+    tried = [r.probe for r in history if r.probe.purpose is Purpose.TIMING]
+    assert [(p.micro_batch_size, p.compile) for p in tried] == [
+        *((64, False), (32, False)),
+        (64, True),
+    ]
+    assert best_size(config, history) == 64
 
 
 def test_a_gpu_that_gains_with_size_is_filled():

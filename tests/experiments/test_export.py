@@ -18,7 +18,7 @@ from academic_pretraining.records import to_record
 from academic_pretraining.results import frame, select
 from academic_pretraining.training_arguments import training_arguments_fields
 from experiments.export import (
-    compilation_failed,
+    is_not_compiled,
     export,
     prediction,
     read_json,
@@ -152,10 +152,10 @@ def test_an_older_recipe_predicts_nothing(record_of, changes):
     config, plan = config_of(), config_of().plan_at(16)
     old = record_of(config, 2.0, b16=1.0, state="failed", recipe=changes)
     assert prediction([old], config, plan) is None
-    assert not compilation_failed([old], config)
+    assert not is_not_compiled([old], config)
     both = [old, record_of(config, 1.0, b16=2.5)]
     assert prediction(both, config, plan) == PREDICTED
-    assert not compilation_failed(both, config)
+    assert not is_not_compiled(both, config)
 
 
 def test_other_training_arguments_predict_nothing(record_of):
@@ -164,7 +164,7 @@ def test_other_training_arguments_predict_nothing(record_of):
     key = json.loads(other["key"])
     other["key"] = json.dumps(key | {"arguments": key["arguments"] | {"optim": "sgd"}})
     assert prediction([other], config, plan) is None
-    assert not compilation_failed([other], config)
+    assert not is_not_compiled([other], config)
     assert prediction([other, record_of(config, 1.0, b16=2.5)], config, plan) == PREDICTED
 
 
@@ -255,9 +255,10 @@ def test_a_setting_that_does_not_say_for_what_is_refused(tmp_path, hardware):
 # Plans that were measured, and one that was not.
 @pytest.mark.parametrize("size", [8, 16, 32])
 @pytest.mark.parametrize(
-    ("state", "compiled"), [("on", True), ("no graph", True), ("failed", False), (None, True)]
+    ("state", "compiled"),
+    [("on", True), ("no graph", True), ("failed", False), ("slower", False), (None, True)],
 )
-def test_a_compilation_that_failed_is_not_asked_for_again(
+def test_a_compilation_that_failed_or_was_slower_is_not_asked_for_again(
     tmp_path, record_of, state, compiled, size
 ):
     config = config_of()
@@ -266,7 +267,24 @@ def test_a_compilation_that_failed_is_not_asked_for_again(
     assert json.loads((tmp_path / "args.json").read_text())["torch_compile"] is compiled
     assert (predicted is None) is (state is None or size == 32)
     assert predicted is None or predicted["compiled"] is compiled
-    assert compilation_failed(records, config) is (state == "failed")
+    assert is_not_compiled(records, config) is (state in ("failed", "slower"))
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_a_plan_timed_with_and_without_compilation_trains_in_the_faster_way(
+    tmp_path, record_of, faster
+):
+    config = config_of(Method(free_lunch=True, sharding=Sharding.ZERO_3))
+    record = record_of(config, state="on" if faster else "slower", b16=2.5)
+    [timing] = record["measurement"]["timings"]
+    record["measurement"]["timings"] = [
+        timing | {"compiled": not faster, "step_seconds": 3.0},
+        timing | {"compiled": faster},
+    ]
+    predicted = export(tmp_path / "args.json", config, config.plan_at(16), [record])
+    assert predicted is not None
+    assert (predicted["step_seconds"], predicted["compiled"]) == (2.5, faster)
+    assert json.loads((tmp_path / "args.json").read_text())["torch_compile"] is faster
 
 
 @pytest.mark.parametrize("size", [8, 16, 32])
@@ -286,7 +304,7 @@ def test_the_newest_measurement_says_whether_it_compiles(record_of, newest, fail
     config = config_of()
     older = "on" if newest == "failed" else "failed"
     records = [record_of(config, at, state=s) for at, s in ((1.0, older), (2.0, newest))]
-    assert compilation_failed(records[::order], config) is failed
+    assert is_not_compiled(records[::order], config) is failed
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -331,7 +349,7 @@ def test_other_versions_than_the_newest_result_predict_nothing(record_of):
 
 @pytest.mark.parametrize("method", [Method(), Method(free_lunch=True, sharding=Sharding.ZERO_1)])
 def test_another_settings_compilation_is_its_own_affair(record_of, method):
-    assert not compilation_failed([record_of(config_of(method), state="failed")], config_of())
+    assert not is_not_compiled([record_of(config_of(method), state="failed")], config_of())
 
 
 def test_what_is_naive_is_never_compiled(tmp_path, record_of):

@@ -137,7 +137,12 @@ def _restart_seconds(
     """Add up what goes by before a training's second step: launch, building, compilation."""
     if best is None:
         return None
-    alike = [r for r in timed if r.probe.micro_batch_size == best.probe.micro_batch_size]
+    alike = [
+        r
+        for r in timed
+        if (r.probe.micro_batch_size, r.probe.compile)
+        == (best.probe.micro_batch_size, best.probe.compile)
+    ]
     begun = max(r.build_seconds + r.warm_up_seconds for r in alike)
     return max(end.start_seconds for end in ends) + begun
 
@@ -166,8 +171,10 @@ def _compile_state(best: ProbeResult | None, history: list[ProbeResult]) -> str:
         return "on" if best.graphs else "no graph"
     if any(r.outcome is Outcome.COMPILE_FAILED for r in history):
         return "failed"
+    if not any(r.probe.compile for r in history):
+        return "off"
     # Out of memory: what was tried.
-    return "on" if best is None and any(r.probe.compile for r in history) else "off"
+    return "slower" if best else "on"
 
 
 def _timing(

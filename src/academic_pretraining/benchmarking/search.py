@@ -3,6 +3,8 @@
 First the memory: short eager runs at small micro-batches, whose peaks lie on a line, give the
 largest micro-batch that should fit. Then the time, there and at its smaller neighbours until
 they get slower; a larger neighbour follows where the peaks seen under timing leave room for it.
+Where it is not known whether compilation pays, this is done without, and with it from the fastest
+size on, for as long as it is faster.
 Then, where the steps vary so much that the real step, with its many micro-batches, is uncertain,
 the best one is timed again with longer accumulation. Last, communication between GPUs is looked
 at, and a checkpoint is written.
@@ -16,6 +18,7 @@ from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.memory import fits, largest_fitting, ramp_sizes
 from academic_pretraining.benchmarking.prediction import (
     best_timing,
+    fastest_timing,
     guessed_micro_step_seconds,
     predicted_step_seconds,
     timings,
@@ -36,15 +39,14 @@ def next_probe(
     if not config.hardware.gpu.is_cpu:
         for size in ramp_sizes(config, plans, effort, history):
             return _memory_probe(plans[size], effort)
-    compiles = config.compiles and not _compile_failed(history)
-    size = _next_timing(config, plans, effort, history)
-    if size is None:
-        return (
-            refinement(config, effort, history)
-            or _communication_probe(config, plans, effort, history)
-            or _saving_probe(config, plans, effort, history)
-        )
-    return _timing_probe(plans[size], effort, history, compiles=compiles)
+    if wanted := _wanted_timing(config, plans, effort, history):
+        size, compiles = wanted
+        return _timing_probe(plans[size], effort, history, compiles=compiles)
+    return (
+        refinement(config, effort, history)
+        or _communication_probe(config, plans, effort, history)
+        or _saving_probe(config, plans, effort, history)
+    )
 
 
 def _plans(config: TrainingConfig, effort: Effort) -> dict[int, BatchPlan]:
@@ -52,6 +54,35 @@ def _plans(config: TrainingConfig, effort: Effort) -> dict[int, BatchPlan]:
     if wanted := [size for size in effort.micro_batch_sizes if size in plans]:
         return {size: plans[size] for size in sorted(wanted)}
     return plans
+
+
+def _wanted_timing(
+    config: TrainingConfig,
+    plans: dict[int, BatchPlan],
+    effort: Effort,
+    history: Sequence[ProbeResult],
+) -> tuple[int, bool] | None:
+    """Choose the micro-batch of the next timing, and whether it is compiled."""
+    if _compile_failed(history) or len(config.compile_choices) == 1:
+        compiles = config.compiles and not _compile_failed(history)
+        size = _next_timing(config, plans, effort, history)
+        return None if size is None else (size, compiles)
+    best: ProbeResult | None = None
+    for compiles in config.compile_choices:
+        alike = [
+            r
+            for r in history
+            if r.probe.purpose is not Purpose.TIMING or r.probe.compile == compiles
+        ]
+        if best and all(r.probe.purpose is not Purpose.TIMING for r in alike):
+            return best.probe.micro_batch_size, compiles
+        fastest = fastest_timing(config, [r for r in (best, best_timing(config, alike)) if r])
+        if best is None or fastest is not best:
+            size = _next_timing(config, plans, effort, alike)
+            if size is not None:
+                return size, compiles
+        best = fastest
+    return None
 
 
 def _next_timing(
