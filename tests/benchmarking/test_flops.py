@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from twins import twin
 
 from academic_pretraining.benchmarking.flops import model_flops_per_example
 from academic_pretraining.models import MODELS
-from twins import twin
 
 REFUSES = "def {name}(*given, **named):\n    raise RuntimeError('{name} wants a GPU')\n"
 KERNELS = {
@@ -34,7 +34,7 @@ print(json.dumps([model_flops_per_example(recipe), custom_kernels(recipe, free_l
 @pytest.mark.parametrize("name", ["pythia-14m", "pythia-160m", "pythia-1b"])
 def test_flops_of_a_language_model_are_those_of_its_products(name):
     recipe = MODELS[name]
-    tokens, hidden = recipe.sequence_length, recipe.architecture["hidden_size"]
+    tokens, hidden = recipe.sequence_length or 0, recipe.architecture["hidden_size"]
     layers, vocabulary = recipe.architecture["num_hidden_layers"], recipe.num_classes
     # Of a layer: queries, keys, values, their projection, and two of 4 h x h; then the scores and
     # their product with the values, the lower half of which a causal model needs.

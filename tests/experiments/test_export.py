@@ -18,8 +18,8 @@ from academic_pretraining.records import to_record
 from academic_pretraining.results import frame, select
 from academic_pretraining.training_arguments import training_arguments_fields
 from experiments.export import (
-    is_not_compiled,
     export,
+    is_not_compiled,
     prediction,
     read_json,
     read_setting,
