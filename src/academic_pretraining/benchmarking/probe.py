@@ -1,13 +1,10 @@
 """One probe on one rank: a real Trainer run on synthetic data."""
 
-import contextlib
-import gc
 import resource
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
@@ -18,6 +15,7 @@ from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
 from academic_pretraining.benchmarking.host import HostWatch, other_cpu_share
 from academic_pretraining.benchmarking.in_force import check_in_force
 from academic_pretraining.benchmarking.learning import check_learning, moved
+from academic_pretraining.benchmarking.let_go import clean_up, let_go
 from academic_pretraining.benchmarking.probes import (
     Outcome,
     Probe,
@@ -51,7 +49,7 @@ def run_probe(
     began = time.perf_counter()
     cuda = not config.hardware.gpu.is_cpu
     torch.compiler.reset()
-    _clean_up(cuda)
+    clean_up(cuda=cuda)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     # What an earlier probe left behind is not this one's.
@@ -87,9 +85,9 @@ def run_probe(
     }
     # Last, for it takes memory of its own.
     mine["moved"] = moved(trainer) if probe.purpose is Purpose.TIMING else {}
-    _let_go(trainer)
+    let_go(trainer)
     del trainer, timer, saver, exchange, host
-    _clean_up(cuda)
+    clean_up(cuda=cuda)
     mine["leftover_bytes"] = torch.cuda.memory_allocated() if cuda else 0
     mine["device_bytes"] = device_bytes(cuda)
     everyone = gather(mine)
@@ -186,24 +184,6 @@ def _peak_bytes(cuda: bool) -> int:
         return torch.cuda.max_memory_allocated()
     # Linux counts it in KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _let_go(trainer: Trainer) -> None:
-    """Take DeepSpeed's hooks off the model: they keep it, and its memory, alive under ZeRO-1 and 2.
-
-    Under ZeRO-3 something of DeepSpeed 0.19 still does, and the session is changed for a new one.
-    """
-    engine: Any = trainer.model_wrapped
-    if hasattr(engine, "zero_optimization_stage"):
-        # The result is there already, and what is not freed is noticed as `leftover_bytes`.
-        with contextlib.suppress(Exception):
-            engine.destroy()
-
-
-def _clean_up(cuda: bool) -> None:
-    gc.collect()
-    if cuda:
-        torch.cuda.empty_cache()
 
 
 def _compiled_graphs() -> int:
