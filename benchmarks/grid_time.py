@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from academic_pretraining.records import config_of
+from experiments.command_line import workspace_dir
 from experiments.workspace import read_records
 
 
@@ -20,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    workspace = Path(os.environ.get("TANGO_WORKSPACE_DIR") or "tango_workspace")
+    workspace = workspace_dir(os.environ)
     table = pl.DataFrame([row(record) for record in read_records(workspace)[0]])
     if options.output:
         table.write_csv(options.output)

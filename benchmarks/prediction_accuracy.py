@@ -28,10 +28,11 @@ from academic_pretraining.errors import DeviceBusyError
 from academic_pretraining.gpus import detect_hardware
 from academic_pretraining.occupancy import PATIENCE_SECONDS, gpus_alone
 from academic_pretraining.results import frame, method_of, select
+from experiments.command_line import workspace_dir
 from experiments.workspace import read_records
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-# Launching and compiling, on the slowest machine tried.
+# Launching and compiling, where that was not measured.
 SETUP_SECONDS = 90.0
 
 
@@ -60,7 +61,8 @@ def main() -> None:
         if known or (options.only and label not in options.only):
             continue
         # What is known about it already says whether it would end in time.
-        if time.monotonic() + SETUP_SECONDS + setting["step_seconds"] * options.steps > deadline:
+        setup = setting["restart_seconds"] or SETUP_SECONDS
+        if time.monotonic() + setup + setting["step_seconds"] * options.steps > deadline:
             print(f"left out for want of time: {setting['model']} {label}", file=sys.stderr)
             continue
         if row := compare(setting, options.steps, deadline):
@@ -77,7 +79,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def settings() -> list[dict[str, Any]]:
     """List what was measured on hardware like this machine's, the quickest step first."""
-    workspace = Path(os.environ.get("TANGO_WORKSPACE_DIR") or "tango_workspace")
+    workspace = workspace_dir(os.environ)
     results = frame(read_records(workspace)[0]).filter(outcome="measured")
     hardware = detect_hardware(os.environ)
     parts = [select(results, hardware, model) for model in results["model"].unique().sort()]

@@ -7,7 +7,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from academic_pretraining.errors import AcademicPretrainingError, InvalidConfigError, one_line
@@ -46,6 +47,11 @@ def answer(
         f"error: standard output cannot be written ({reason}): send it elsewhere", file=sys.stderr
     )
     return status or 1
+
+
+def workspace_dir(environment: Mapping[str, str]) -> Path:
+    """Folder of results: `TANGO_WORKSPACE_DIR`, else `tango_workspace/`."""
+    return Path(environment.get("TANGO_WORKSPACE_DIR") or "tango_workspace")
 
 
 class _Output(io.TextIOWrapper):

@@ -13,7 +13,7 @@ from academic_pretraining.errors import HardwareMismatchError, one_line
 from academic_pretraining.gpus import GPUS, Hardware, detect_hardware
 from academic_pretraining.methods import Sharding
 from academic_pretraining.models import MODELS
-from experiments.command_line import answer
+from experiments import command_line
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,12 +35,12 @@ def run(main: Callable[..., int | None], *, stopped: str = "run the same command
         stopped: what to say when it was interrupted.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(answer(tyro.cli, main, sys.argv[1:], stopped=stopped))
+    sys.exit(command_line.answer(tyro.cli, main, sys.argv[1:], stopped=stopped))
 
 
 def workspace_dir() -> Path:
     """Folder of results: `TANGO_WORKSPACE_DIR`, else `tango_workspace/`."""
-    return Path(os.environ.get("TANGO_WORKSPACE_DIR") or "tango_workspace")
+    return command_line.workspace_dir(os.environ)
 
 
 def hardware_from(

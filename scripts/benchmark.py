@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import sys
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from _cli import GpuName, ModelName, hardware_from, results, run, workspace_dir
@@ -18,6 +19,8 @@ from academic_pretraining.methods import Method, MethodSpace
 from academic_pretraining.models import get_model
 from academic_pretraining.occupancy import PATIENCE_SECONDS, gpus_alone
 
+Point = tuple[Method, tuple[str, ...]]
+
 
 def main(
     num_nodes: int | None = None,
@@ -25,6 +28,7 @@ def main(
     gpu_type: GpuName | None = None,
     model: ModelName | None = None,
     methods: Literal["naive", "free-lunch", "all"] = "all",
+    only: tuple[str, ...] | None = None,
     cmd: Literal["run", "count", "print-incomplete", "print-results", "dry-run"] = "run",
     slurm: bool = False,
     batch_tolerance: float = 0.0,
@@ -48,6 +52,7 @@ def main(
         gpu_type: kind of GPU; `cpu` for trying things out.
         model: what to train; pythia-14m where nothing says on what, else pythia-160m.
         methods: part of the grid to walk.
+        only: of it these methods, named as --cmd dry-run does, such as "free-lunch + ZeRO-2".
         cmd: what to do with the grid.
         slurm: submit to SLURM instead of running here.
         batch_tolerance: allowed relative departure from the recipe's global batch.
@@ -70,7 +75,9 @@ def main(
     small = newcomer or hardware.gpu.is_cpu
     recipe = get_model(model or ("pythia-14m" if small else "pythia-160m"))
     points = list(grid(hardware, recipe, MethodSpace(methods), batch_tolerance=batch_tolerance))
-    if first_look := newcomer and methods == "all":
+    if only is not None:
+        points = _chosen(points, only)
+    if first_look := newcomer and methods == "all" and only is None:
         # Each setting takes a minute or two: two of them answer a first question.
         points = [point for point in points if point[0] in (Method(), Method(free_lunch=True))]
     configs = {
@@ -115,6 +122,22 @@ def main(
         case "run":
             return _run(list(configs.values()), limits, detail, allow_busy)
     return 0
+
+
+def _chosen(points: list[Point], labels: tuple[str, ...]) -> list[Point]:
+    if not labels:
+        raise InvalidConfigError("--only has no label: give some, or leave it out")
+    known = {method.label: reasons for method, reasons in points}
+    for label in labels:
+        if label not in known:
+            near = get_close_matches(label, known, n=1)
+            advice = f"did you mean {near[0]!r}? " if near else ""
+            raise InvalidConfigError(
+                f"--only {label!r} is no method of this grid: {advice}--cmd dry-run lists them"
+            )
+        if known[label]:
+            raise InvalidConfigError(*(f"--only {label!r}: {why}" for why in known[label]))
+    return [point for point in points if point[0].label in labels]
 
 
 def _check_micro_batches(sizes: tuple[int, ...], configs: list[TrainingConfig]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from in_process import BATCH, COMMANDS, MODEL, TARGET, Accepted, InProcess, furnished, spoilt
 
 from academic_pretraining.gpus import GPUS
-from academic_pretraining.methods import Sharding
+from academic_pretraining.methods import MethodSpace, Sharding, method_space
 from academic_pretraining.models import MODELS
 
 many = settings(
@@ -89,6 +89,7 @@ BAD: dict[str, dict[str, st.SearchStrategy[str]]] = {
         "--batch-tolerance": TOLERANCE,
         "--timing-seconds": outside(0, 3600),
         "--micro-batch-sizes": COUNT,
+        "--only": names_but(*(method.label for method in method_space(MethodSpace.ALL))),
         "--slurm": words,
         "--detail": words,
         "--allow-busy-gpus": words,

@@ -8,15 +8,16 @@ import gc
 import json
 import sys
 import weakref
+from typing import Any
 
 import torch
+from twins import twin
 
 from academic_pretraining.benchmarking import let_go, probe
 from academic_pretraining.benchmarking.probes import Probe, Purpose
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, Sharding
-from twins import twin
 
 
 def main(sharding: str, folder: str, how: str) -> None:
@@ -38,13 +39,14 @@ def main(sharding: str, folder: str, how: str) -> None:
     )
     trainer, timer = probe._build(config, asked, output_dir=folder, cuda=False)
     trainer.train()
+    engine: Any = trainer.model_wrapped
     parts = {
-        "model": weakref.ref(trainer.model),
-        "engine": weakref.ref(trainer.model_wrapped),
-        "optimizer": weakref.ref(trainer.model_wrapped.optimizer),
+        "model": weakref.ref(engine.module),
+        "engine": weakref.ref(engine),
+        "optimizer": weakref.ref(engine.optimizer),
     }
     let_go.let_go(trainer)
-    del trainer, timer
+    del trainer, timer, engine
     gc.collect()
     print("FOUND", json.dumps([name for name, part in parts.items() if part() is not None]))
 

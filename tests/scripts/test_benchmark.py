@@ -43,6 +43,24 @@ REFUSED = {
         "a global batch of 1024 does not divide over 3 GPUs: the nearest that does is 1023; allow "
         "it with --batch-tolerance 0.001, or use a number of GPUs that divides 1024",
     ),
+    "a method that there is not": (
+        (*GPUS, 2, "--only", "naive", "free-lunch + zero-2"),
+        "--only 'free-lunch + zero-2' is no method of this grid: did you mean 'free-lunch + "
+        "ZeRO-2'? --cmd dry-run lists them",
+    ),
+    "a method of another part of the grid": (
+        (*GPUS, 2, "--methods", "naive", "--only", "free-lunch"),
+        "--only 'free-lunch' is no method of this grid: --cmd dry-run lists them",
+    ),
+    "a method that is not valid": (
+        (*GPUS, 1, "--only", "free-lunch + ZeRO-2"),
+        "--only 'free-lunch + ZeRO-2': ZeRO-2 on 1 GPU divides nothing: use more GPUs or add "
+        "offloading",
+    ),
+    "no method": (
+        (*GPUS, 2, "--only"),
+        "--only has no label: give some, or leave it out",
+    ),
     "two nodes that nothing names": (
         (*("--gpu-type", "cpu", "--model", "pythia-14m", "--methods", "naive"), "--num-nodes", 2),
         "--num-nodes is 2, but this is no SLURM job, which says where they are: run it in one, or "
@@ -207,6 +225,7 @@ def test_a_workspace_that_is_a_file_is_refused(cli):
         ((*GPUS, 2, "--methods", "naive"), 1, 0),
         ((*GPUS, 2, "--methods", "free-lunch"), 1, 0),
         ((*GPUS, 8, "--num-nodes", 4, "--model", "vit"), 23, 2),
+        ((*GPUS, 2, "--only", "free-lunch + ZeRO-2", "naive"), 2, 0),
         ((*GPUS, 3), 0, 25),
         ((*GPUS, 3, "--batch-tolerance", 0.001), 23, 2),
     ],
@@ -216,6 +235,23 @@ def test_counting_needs_neither_the_hardware_nor_torch(cli, arguments, settings,
     assert (answer.status, answer.err) == (0, "" if arguments else FIRST_LOOK.format("cpu", 1))
     assert answer.out == f"{settings} settings to measure, {skipped} skipped\n"
     assert cli.files() == {cli.folder: None}
+
+
+def test_of_a_grid_only_the_methods_named_are_walked_in_its_order(cli):
+    only = ("--only", "free-lunch + ZeRO-2", "naive", "naive")
+    answer = cli("benchmark.py", *GPUS, 2, *only, "--cmd", "print-incomplete")
+    assert (answer.status, answer.err) == (0, "")
+    assert answer.out == (
+        "2 of 2 settings have no result\n  pythia-160m on 2 x a100: naive\n"
+        "  pythia-160m on 2 x a100: free-lunch + ZeRO-2\n"
+    )
+
+
+def test_a_newcomer_who_names_methods_gets_those(cli):
+    only = ("--only", "free-lunch + checkpointing")
+    answer = cli("benchmark.py", *only, "--cmd", "count")
+    assert (answer.status, answer.err) == (0, "")
+    assert answer.out == "1 settings to measure, 0 skipped\n"
 
 
 def test_a_dry_run_lists_the_grid_and_why_something_is_left_out(cli):
