@@ -15,6 +15,7 @@ from academic_pretraining.errors import AcademicPretrainingError, InvalidFileErr
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.models import MODELS
 from academic_pretraining.records import (
+    GIVEN_UP,
     LARGEST_FIGURE,
     ORDER,
     about,
@@ -115,8 +116,8 @@ def prediction(
 ) -> dict[str, Any] | None:
     """Find the best measurement of exactly this setting and plan; `None` if there is none.
 
-    Where the best one of the setting saw the compilation fail, or be slower, a compiled timing of
-    another one does not count.
+    Where the best one of the setting gave compilation up, a compiled timing of another one does
+    not count.
     """
     records = _measured(records, config)
     eager = is_not_compiled(records, config)
@@ -133,9 +134,9 @@ def prediction(
 
 
 def is_not_compiled(records: Iterable[dict[str, Any]], config: TrainingConfig) -> bool:
-    """Whether the best measurement of this setting saw its compilation fail, or be slower."""
+    """Whether the best measurement of this setting gave compilation up."""
     best = next(iter(_measured(records, config)), None)
-    return best is not None and best["measurement"]["compile"] in ("failed", "slower")
+    return best is not None and best["measurement"]["compile"] in GIVEN_UP
 
 
 def _measured(records: Iterable[dict[str, Any]], config: TrainingConfig) -> list[dict[str, Any]]:
@@ -173,8 +174,8 @@ def export(
         output: file for the TrainingArguments.
         config: what trains.
         plan: how its batch is divided.
-        records: what was measured: a compilation that failed then, or was slower, is not asked
-            for in training.
+        records: what was measured: compilation that was given up then is not asked for in
+            training.
 
     Returns:
         what was predicted for exactly this setting, if anything was.

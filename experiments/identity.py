@@ -52,6 +52,8 @@ def cache_key(config: TrainingConfig, limits: Mapping[str, Any] | None = None) -
     identity["recipe"] = without_prose(identity["recipe"])
     identity["arguments"] = training_arguments_fields(config, config.plan_at(1))
     identity["versions"] = library_versions(config)
+    if len(config.compile_choices) > 1:
+        identity["compile"] = config.compile_choices
     if limits:
         identity["limits"] = dict(limits)
     return json.dumps(identity, sort_keys=True, separators=(",", ":"))

@@ -28,7 +28,7 @@ def main(
     gpu_type: GpuName | None = None,
     model: ModelName | None = None,
     methods: Literal["naive", "free-lunch", "all"] = "all",
-    only: tuple[str, ...] | None = None,
+    only: tuple[str, ...] = ("all",),
     cmd: Literal["run", "count", "print-incomplete", "print-results", "dry-run"] = "run",
     slurm: bool = False,
     batch_tolerance: float = 0.0,
@@ -52,7 +52,8 @@ def main(
         gpu_type: kind of GPU; `cpu` for trying things out.
         model: what to train; pythia-14m where nothing says on what, else pythia-160m.
         methods: part of the grid to walk.
-        only: of it these methods, named as --cmd dry-run does, such as "free-lunch + ZeRO-2".
+        only: of it these methods, named as --cmd dry-run does, such as "free-lunch + ZeRO-2";
+            print-results shows all.
         cmd: what to do with the grid.
         slurm: submit to SLURM instead of running here.
         batch_tolerance: allowed relative departure from the recipe's global batch.
@@ -75,9 +76,10 @@ def main(
     small = newcomer or hardware.gpu.is_cpu
     recipe = get_model(model or ("pythia-14m" if small else "pythia-160m"))
     points = list(grid(hardware, recipe, MethodSpace(methods), batch_tolerance=batch_tolerance))
-    if only is not None:
+    everything = only == ("all",)
+    if not everything:
         points = _chosen(points, only)
-    if first_look := newcomer and methods == "all" and only is None:
+    if first_look := newcomer and methods == "all" and everything:
         # Each setting takes a minute or two: two of them answer a first question.
         points = [point for point in points if point[0] in (Method(), Method(free_lunch=True))]
     configs = {
@@ -128,12 +130,14 @@ def _chosen(points: list[Point], labels: tuple[str, ...]) -> list[Point]:
     if not labels:
         raise InvalidConfigError("--only has no label: give some, or leave it out")
     known = {method.label: reasons for method, reasons in points}
+    lower = {label.lower(): label for label in known}
     for label in labels:
         if label not in known:
-            near = get_close_matches(label, known, n=1)
-            advice = f"did you mean {near[0]!r}? " if near else ""
+            [near] = get_close_matches(label.lower(), lower, n=1) or [""]
+            advice = f"did you mean {lower[near]!r}? " if near else ""
             raise InvalidConfigError(
-                f"--only {label!r} is no method of this grid: {advice}--cmd dry-run lists them"
+                f"--only {label[:60]!r} is no method of this grid: {advice}--cmd dry-run lists "
+                "them; put those with blanks in quotes"
             )
         if known[label]:
             raise InvalidConfigError(*(f"--only {label!r}: {why}" for why in known[label]))

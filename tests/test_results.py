@@ -383,3 +383,18 @@ def test_results_of_older_libraries_are_named_where_nothing_else_is_left():
     new = record_of(Method(), OUT_OF_MEMORY, at=2.0, versions={"torch": "2.13.0"})
     with pytest.raises(NoResultsError, match="is of other library versions than the newest one"):
         fastest(frame([old, new]), TWO, "pythia-160m")
+
+
+def test_zero_3_that_was_timed_compiled_only_is_marked():
+    new = record_of(Method(free_lunch=True, sharding=Sharding.ZERO_3))
+    key = json.loads(new["key"])
+    assert key.pop("compile") == [False, True]
+    old = new | {"key": json.dumps(key)}
+    assert frame([old])["current_arguments"].to_list() == [False]
+    assert frame([new])["current_arguments"].to_list() == [True]
+
+
+def test_the_interval_of_zero_3_is_wide():
+    [row] = frame([record_of(Method(free_lunch=True, sharding=Sharding.ZERO_3))]).to_dicts()
+    half = (row["training_days_high"] - row["training_days_low"]) / 2 / row["training_days"]
+    assert half == pytest.approx(math.hypot(0.15, 1.96 * 0.01 / 2.5))

@@ -85,7 +85,7 @@ class TrainingConfig:
 
     @property
     def compile_choices(self) -> tuple[bool, ...]:
-        """With and without `torch.compile`, in the order in which they are timed."""
+        """Whether with `torch.compile`, without or both, in the order in which they are timed."""
         if not self.compiles:
             return (False,)
         return (False, True) if self.method.sharding.breaks_graphs else (True,)

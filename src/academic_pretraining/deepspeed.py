@@ -17,7 +17,8 @@ def deepspeed_config(method: Method, *, compiles: bool) -> dict[str, Any] | None
 
     Args:
         method: how it is sharded and offloaded.
-        compiles: whether `torch.compile` is part of the method for this model.
+        compiles: whether `torch.compile` is part of the method for this model, also where it is
+            timed without it.
     """
     if method.sharding.backend is not Backend.DEEPSPEED:
         return None

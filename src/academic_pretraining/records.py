@@ -25,6 +25,9 @@ LARGEST_FIGURE = 1e30
 
 RECORD_VERSION = 1
 
+GIVEN_UP = ("failed", "slower", "too large")
+"""States of compilation in which a setting trains without: it failed, took longer, did not fit."""
+
 ORDER = ("unlimited", "alone", "measured_at")
 """Columns of `row_of` by which a setting's records are sorted, the best one last."""
 
@@ -88,8 +91,7 @@ class Measurement:
         best: the fastest timing.
         timings: all of them.
         memory_ramp: (micro-batch size, peak bytes), without compilation.
-        compile: `on`, `off`, `failed`, `no graph`, or `slower` than without (or too
-            large): then it trains without.
+        compile: `on`, `off`, `no graph`, or one of `GIVEN_UP`.
         compile_error: why it failed.
         out_of_memory_micro_batch_size: the last one that did not fit.
         out_of_memory_requested_bytes, out_of_memory_free_bytes: of the allocation that failed.
@@ -269,12 +271,18 @@ def is_current(recipe: dict[str, Any]) -> bool:
 
 
 def has_current_arguments(record: dict[str, Any]) -> bool:
-    """Whether a record's key holds the training arguments that would be exported now."""
+    """Whether a record's key holds the training arguments that would be exported now.
+
+    Whether they are compiled counts as well, where both ways are timed now.
+    """
     try:
         config = config_of(record)
         now = training_arguments_fields(config, config.plan_at(1))
+        key = json.loads(record["key"])
+        if len(config.compile_choices) > 1 and key["compile"] != list(config.compile_choices):
+            return False
         # As a key holds them: lists for tuples.
-        return json.loads(record["key"])["arguments"] == json.loads(json.dumps(now))
+        return key["arguments"] == json.loads(json.dumps(now))
     except (KeyError, TypeError, ValueError, RecursionError, AcademicPretrainingError):
         return False
 

@@ -25,7 +25,7 @@ def training_arguments_fields(
     Args:
         config: what trains.
         plan: how its batch is divided.
-        torch_compile: overrides the method's wish, as where compilation was found to fail.
+        torch_compile: overrides the method's wish, as where compilation was given up.
     """
     recipe, method = config.recipe, config.method
     compiles = config.compiles if torch_compile is None else torch_compile

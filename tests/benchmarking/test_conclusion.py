@@ -66,6 +66,11 @@ def test_compilation_that_was_slower_is_named_so(play, eager, state):
     assert found.restart_seconds < 90 if state == "slower" else found.restart_seconds > 90
 
 
+def test_compilation_that_does_not_fit_is_named_so(play):
+    found = play([a_result(4)], [a_result(4, Outcome.OUT_OF_MEMORY, compile=True)], [])
+    assert (found.compile, found.best.compiled) == ("too large", False)
+
+
 def test_micro_batches_that_wait_on_the_gpu_count_in_the_peak(play, tiny_config):
     found = play([a_result(4, high=3, peak_bytes=1000, reserved_bytes=2000)])
     # Of the eight of a real step, five were not there.

@@ -32,5 +32,10 @@ def test_nothing_of_a_trained_model_is_left(sharding, tmp_path):
 @pytest.mark.slow
 @pytest.mark.thorough
 def test_without_help_deepspeed_keeps_a_model_under_zero_3(tmp_path):
-    # When this fails, DeepSpeed lets go by itself: take `_empty_what_outlives_engines` out.
+    # When this fails, DeepSpeed lets go by itself: take `_empty_zero_3` out.
     assert left_of(Sharding.ZERO_3, tmp_path, "unhelped") == ["model", "engine", "optimizer"]
+
+
+@pytest.mark.slow
+def test_a_deepspeed_that_has_changed_costs_no_result(tmp_path):
+    assert left_of(Sharding.ZERO_2, tmp_path, "changed") == []

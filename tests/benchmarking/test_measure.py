@@ -105,6 +105,24 @@ def test_a_compilation_that_fails_is_left_out_and_said(play, given):
     assert found.compile_error == "no end within 60 s (log: )"
 
 
+@pytest.mark.parametrize("transient", [True, False])
+def test_compiled_code_that_crashes_costs_no_result_that_is_there(play, given, transient):
+    how = {"cause": "killed by SIGSEGV", "log": "rank1.log", "transient": transient}
+    crash = a_result(4, Outcome.CRASHED, compile=True, **how)
+    found = play([a_result(4), crash], *[[crash]] * transient, [])
+    assert (found.outcome, found.compile, found.best.compiled) == ("measured", "failed", False)
+    assert found.compile_error == "killed by SIGSEGV (log: rank1.log)"
+    (history, directory) = given[-1][0], given[-2][1]
+    assert [r.outcome for r in history] == [Outcome.OK, Outcome.COMPILE_FAILED]
+    assert (directory / "rank0.log").exists()
+
+
+def test_a_crash_without_compilation_is_no_result_whatever_was_there(play):
+    crash = a_result(2, Outcome.CRASHED, cause="killed", transient=False)
+    with pytest.raises(MeasurementError, match="killed"):
+        play([a_result(4), crash], [])
+
+
 @pytest.mark.slow
 def test_a_real_measurement(tiny_config, tmp_path):
     begun = []

@@ -169,8 +169,8 @@ def test_where_compilation_may_not_pay_the_faster_of_both_wins(device, compiled_
     at = min(eager, key=lambda r: predicted_seconds(config, r)).probe.micro_batch_size
     compiled = [probe.micro_batch_size for probe in tried if probe.compile]
     assert compiled[0] == at
-    # Beaten where the eager one is fastest, it is not tried elsewhere.
-    assert best.probe.compile or len(compiled) == 1
+    # Beaten where the eager one is fastest, it is tried at larger sizes only.
+    assert best.probe.compile or compiled == sorted(compiled)
 
 
 @pytest.mark.parametrize(("compiled_time", "wins"), [(2.0, False), (0.5, True)])
@@ -183,6 +183,28 @@ def test_compilation_is_timed_last_and_goes_on_only_where_it_pays(compiled_time,
     best = best_timing(config, history)
     assert best is not None
     assert best.probe.compile is wins
+
+
+def test_compiled_code_may_win_at_a_size_that_fits_it_alone():
+    config = config_on(sharding=Sharding.ZERO_3)
+    # 60 GiB more at 64 than at 1 without compilation, and 38 with it.
+    device = Device(per_example=1.7 * GIB, compiled_share=0.6, launch_seconds=0.25)
+    history = search(config, dataclasses.replace(device, compiled_time=1.1))
+    tried = [r.probe for r in history if r.probe.purpose is Purpose.TIMING]
+    assert [(p.micro_batch_size, p.compile) for p in tried] == [
+        *((32, False), (16, False)),
+        *((32, True), (64, True)),
+    ]
+    assert best_size(config, history) == 64
+
+
+def test_compiled_code_that_does_not_fit_is_given_up():
+    config = config_on(sharding=Sharding.ZERO_3)
+    history = search(config, Device(compiled_share=3.0))
+    last = history[-1]
+    assert (last.probe.micro_batch_size, last.probe.compile) == (64, True)
+    assert last.outcome is Outcome.OUT_OF_MEMORY
+    assert best_size(config, history) == 64
 
 
 def test_where_compilation_fails_it_is_done_without():

@@ -256,7 +256,14 @@ def test_a_setting_that_does_not_say_for_what_is_refused(tmp_path, hardware):
 @pytest.mark.parametrize("size", [8, 16, 32])
 @pytest.mark.parametrize(
     ("state", "compiled"),
-    [("on", True), ("no graph", True), ("failed", False), ("slower", False), (None, True)],
+    [
+        ("on", True),
+        ("no graph", True),
+        ("failed", False),
+        ("slower", False),
+        ("too large", False),
+        (None, True),
+    ],
 )
 def test_a_compilation_that_failed_or_was_slower_is_not_asked_for_again(
     tmp_path, record_of, state, compiled, size
@@ -267,7 +274,7 @@ def test_a_compilation_that_failed_or_was_slower_is_not_asked_for_again(
     assert json.loads((tmp_path / "args.json").read_text())["torch_compile"] is compiled
     assert (predicted is None) is (state is None or size == 32)
     assert predicted is None or predicted["compiled"] is compiled
-    assert is_not_compiled(records, config) is (state in ("failed", "slower"))
+    assert is_not_compiled(records, config) is (compiled is False)
 
 
 @pytest.mark.parametrize("faster", [True, False])

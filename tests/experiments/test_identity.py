@@ -10,7 +10,7 @@ from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import TrainingConfig, grid
 from academic_pretraining.gpus import Hardware
-from academic_pretraining.methods import Method, MethodSpace
+from academic_pretraining.methods import Method, MethodSpace, Sharding
 from academic_pretraining.models import MODELS
 from academic_pretraining.models.recipe import PROSE_FIELDS, ModelRecipe, Precision, Task
 from experiments.identity import cache_key, library_versions
@@ -87,6 +87,15 @@ def test_another_library_is_another_measurement(library, configs, tmp_path, monk
     monkeypatch.syspath_prepend(tmp_path)
     assert library_versions(configs[0])[library] == "999.1"
     assert cache_key(configs[0]) != before
+
+
+@pytest.mark.parametrize("sharding", Sharding)
+def test_whether_compilation_is_tried_both_ways_decides_a_measurement(sharding, configs):
+    hardware = dataclasses.replace(configs[0].hardware, gpus_per_node=2)
+    method = Method(free_lunch=True, sharding=sharding)
+    config = dataclasses.replace(configs[0], hardware=hardware, method=method)
+    both = [False, True] if sharding is Sharding.ZERO_3 else None
+    assert json.loads(cache_key(config)).get("compile") == both
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Train a small model on one rank, let go of it, and print what of it is still there.
 
 A program of its own, because what is left would be left to other tests. Its arguments are a
-sharding method, a folder, and `helped` or `unhelped` by `_empty_what_outlives_engines`.
+sharding method, a folder, and `helped`, `unhelped` by
+`_empty_zero_3`, or `changed`: DeepSpeed without what that asks for.
 """
 
 import gc
@@ -11,9 +12,10 @@ import weakref
 from typing import Any
 
 import torch
+from deepspeed.runtime.zero import parameter_offload
 from twins import twin
 
-from academic_pretraining.benchmarking import let_go, probe
+from academic_pretraining.benchmarking import let_go, probe, worker
 from academic_pretraining.benchmarking.probes import Probe, Purpose
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.gpus import Hardware
@@ -22,7 +24,11 @@ from academic_pretraining.methods import Method, Sharding
 
 def main(sharding: str, folder: str, how: str) -> None:
     if how == "unhelped":
-        let_go._empty_what_outlives_engines = lambda: None
+        let_go._empty_zero_3 = lambda: None
+    if how == "changed":
+        del parameter_offload.FWD_MODULE_STACK
+    # As a session does, so that the collector does not tell everything.
+    gc.freeze()
     torch.distributed.init_process_group("gloo")
     config = TrainingConfig(
         hardware=Hardware(num_nodes=1, gpus_per_node=2, gpu_type="cpu"),
@@ -48,6 +54,7 @@ def main(sharding: str, folder: str, how: str) -> None:
     let_go.let_go(trainer)
     del trainer, timer, engine
     gc.collect()
+    assert worker
     print("FOUND", json.dumps([name for name, part in parts.items() if part() is not None]))
 
 

@@ -46,11 +46,27 @@ REFUSED = {
     "a method that there is not": (
         (*GPUS, 2, "--only", "naive", "free-lunch + zero-2"),
         "--only 'free-lunch + zero-2' is no method of this grid: did you mean 'free-lunch + "
-        "ZeRO-2'? --cmd dry-run lists them",
+        "ZeRO-2'? --cmd dry-run lists them; put those with blanks in quotes",
+    ),
+    "a label without quotes": (
+        (*GPUS, 2, "--only", "free-lunch", "+", "ZeRO-2"),
+        "--only '+' is no method of this grid: --cmd dry-run lists them; put those with blanks in "
+        "quotes",
+    ),
+    "a method that is None": (
+        (*GPUS, 2, "--only", "None"),
+        "--only 'None' is no method of this grid: --cmd dry-run lists them; put those with blanks "
+        "in quotes",
+    ),
+    "a long label": (
+        (*GPUS, 2, "--only", "x" * 5000),
+        f"--only '{'x' * 60}' is no method of this grid: --cmd dry-run lists them; put those with "
+        "blanks in quotes",
     ),
     "a method of another part of the grid": (
         (*GPUS, 2, "--methods", "naive", "--only", "free-lunch"),
-        "--only 'free-lunch' is no method of this grid: --cmd dry-run lists them",
+        "--only 'free-lunch' is no method of this grid: --cmd dry-run lists them; put those with "
+        "blanks in quotes",
     ),
     "a method that is not valid": (
         (*GPUS, 1, "--only", "free-lunch + ZeRO-2"),

@@ -88,7 +88,7 @@ def conclude(
             for r in done
             if r.probe.purpose is Purpose.MEMORY
         ),
-        compile=_compile_state(best, history),
+        compile=_compile_state(best, sensible, history),
         compile_error=(
             f"{compile_failure.cause} (log: {compile_failure.log})" if compile_failure else ""
         ),
@@ -166,15 +166,19 @@ def _check_ceiling(
         )
 
 
-def _compile_state(best: ProbeResult | None, history: list[ProbeResult]) -> str:
+def _compile_state(
+    best: ProbeResult | None, sensible: list[ProbeResult], history: list[ProbeResult]
+) -> str:
     if best and best.probe.compile:
         return "on" if best.graphs else "no graph"
     if any(r.outcome is Outcome.COMPILE_FAILED for r in history):
         return "failed"
     if not any(r.probe.compile for r in history):
         return "off"
-    # Out of memory: what was tried.
-    return "slower" if best else "on"
+    if best is None:
+        # Out of memory: what was tried.
+        return "on"
+    return "slower" if any(r.probe.compile for r in sensible) else "too large"
 
 
 def _timing(

@@ -10,7 +10,7 @@ class Effort:
     Attributes:
         timing_seconds: wished length of one timing run, compilation left out. A run of several
             epochs ends with the one by which it has lasted so long.
-        most_timings: micro-batch sizes to time at most.
+        most_timings: micro-batch sizes to time at most; with compilation and without, each.
         relative_error: standard error of the real step over its seconds that is good enough.
         most_refinements: longer runs at the best micro-batch to come there, at most.
         high_steps, epochs, warm_up_steps: shape of a timing run, as in `Probe`.

@@ -10,6 +10,7 @@ from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.launch import SessionEnd, run_session
 from academic_pretraining.benchmarking.notes import Notes
 from academic_pretraining.benchmarking.post_mortem import NO_PROBE
+from academic_pretraining.benchmarking.prediction import best_timing
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
 from academic_pretraining.benchmarking.scratch import keep
 from academic_pretraining.benchmarking.search import next_probe
@@ -127,12 +128,16 @@ def _measure(
                 # Memory that somebody else had taken is no result either.
                 keep(directory)
                 crashes += 1
-                if crashes == 2 or not last.transient:
+                given_up = crashes == 2 or not last.transient
+                if given_up and _can_do_without(last, config, history, end):
+                    end.results[-1] = replace(last, outcome=Outcome.COMPILE_FAILED)
+                elif given_up:
                     raise MeasurementError(
                         f"{config.label}: {last.outcome} {'in' if begun else 'before'} "
                         f"{last.probe.description}: {last.cause} (log: {last.log})"
                     )
-                end.results.pop()
+                else:
+                    end.results.pop()
         history += end.results
         note(end.results)
     wall_seconds = time.monotonic() - began - waited_seconds + earlier_seconds
@@ -148,6 +153,14 @@ def _measure(
         if notes:
             notes.forget()
         raise
+
+
+def _can_do_without(
+    failed: ProbeResult, config: TrainingConfig, history: list[ProbeResult], end: SessionEnd
+) -> bool:
+    """Whether only compilation is lost with a probe: without it there is a result already."""
+    eager = [r for r in [*history, *end.results] if not r.probe.compile]
+    return failed.probe.compile and best_timing(config, eager) is not None
 
 
 def _disturbed(config: TrainingConfig, others: str) -> DeviceBusyError:

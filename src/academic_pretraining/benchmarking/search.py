@@ -3,8 +3,8 @@
 First the memory: short eager runs at small micro-batches, whose peaks lie on a line, give the
 largest micro-batch that should fit. Then the time, there and at its smaller neighbours until
 they get slower; a larger neighbour follows where the peaks seen under timing leave room for it.
-Where it is not known whether compilation pays, this is done without, and with it from the fastest
-size on, for as long as it is faster.
+Where it is not known whether compilation pays, this is done without, and then with it from the
+fastest size on: larger ones as they fit, smaller ones where it is faster.
 Then, where the steps vary so much that the real step, with its many micro-batches, is uncertain,
 the best one is timed again with longer accumulation. Last, communication between GPUs is looked
 at, and a checkpoint is written.
@@ -77,10 +77,12 @@ def _wanted_timing(
         if best and all(r.probe.purpose is not Purpose.TIMING for r in alike):
             return best.probe.micro_batch_size, compiles
         fastest = fastest_timing(config, [r for r in (best, best_timing(config, alike)) if r])
-        if best is None or fastest is not best:
-            size = _next_timing(config, plans, effort, alike)
-            if size is not None:
-                return size, compiles
+        size = _next_timing(config, plans, effort, alike)
+        # Where the other one is faster, a larger size may still turn that round: compiled code
+        # takes less memory.
+        beaten_at = best.probe.micro_batch_size if best and fastest is best else 0
+        if size is not None and size > beaten_at:
+            return size, compiles
         best = fastest
     return None
 
