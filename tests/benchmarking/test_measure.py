@@ -117,6 +117,14 @@ def test_compiled_code_that_crashes_costs_no_result_that_is_there(play, given, t
     assert (directory / "rank0.log").exists()
 
 
+def test_after_compilation_was_given_up_a_crash_is_tried_again_once(play):
+    crash = a_result(4, Outcome.CRASHED, compile=True, transient=False)
+    eager = a_result(2, Outcome.CRASHED, cause="killed")
+    assert play([a_result(4), crash], [eager], []).compile == "failed"
+    with pytest.raises(MeasurementError, match="killed"):
+        play([a_result(4), crash], [eager], [eager], [])
+
+
 def test_a_crash_without_compilation_is_no_result_whatever_was_there(play):
     crash = a_result(2, Outcome.CRASHED, cause="killed", transient=False)
     with pytest.raises(MeasurementError, match="killed"):

@@ -131,6 +131,7 @@ def _measure(
                 given_up = crashes == 2 or not last.transient
                 if given_up and _can_do_without(last, config, history, end):
                     end.results[-1] = replace(last, outcome=Outcome.COMPILE_FAILED)
+                    crashes = 0
                 elif given_up:
                     raise MeasurementError(
                         f"{config.label}: {last.outcome} {'in' if begun else 'before'} "
