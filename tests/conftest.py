@@ -1,6 +1,10 @@
 import os
+import signal
 
 import pytest
+
+# A shell that runs the tests in the background ignores SIGINT for all that they start, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Beside others, a second thread waits for a core: what takes 1 s alone took up to 25.

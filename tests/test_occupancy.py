@@ -166,8 +166,11 @@ def test_scripts_take_turns(smi, holder, killed):
 
 FORKS = """
 import os, sys, time
+reader, writer = os.pipe()
 if not os.fork():
+    os.write(writer, b"forked")
     os.execvp("sleep", ["sleep", "30"]) if sys.argv[3] == "executes" else time.sleep(30)
+os.read(reader, 6)
 """
 
 
