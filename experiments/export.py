@@ -120,11 +120,11 @@ def prediction(
     not count.
     """
     records = _measured(records, config)
-    eager = is_not_compiled(records, config)
+    given_up = gave_compilation_up(records, config)
     for record in records:
         # What was timed with and without compilation trains in the faster way.
         for timing in sorted(record["measurement"]["timings"], key=lambda t: t["step_seconds"]):
-            if eager and record is not records[0] and timing["compiled"]:
+            if given_up and record is not records[0] and timing["compiled"]:
                 continue
             batch = (timing["micro_batch_size"], timing["gradient_accumulation_steps"])
             if batch == (plan.micro_batch_size, plan.gradient_accumulation_steps):
@@ -133,7 +133,7 @@ def prediction(
     return None
 
 
-def is_not_compiled(records: Iterable[dict[str, Any]], config: TrainingConfig) -> bool:
+def gave_compilation_up(records: Iterable[dict[str, Any]], config: TrainingConfig) -> bool:
     """Whether the best measurement of this setting gave compilation up."""
     best = next(iter(_measured(records, config)), None)
     return best is not None and best["measurement"]["compile"] in GIVEN_UP
@@ -186,7 +186,7 @@ def export(
     records = list(records)
     predicted = prediction(records, config, plan)
     compiles = predicted["compiled"] if predicted else None
-    if predicted is None and is_not_compiled(records, config):
+    if predicted is None and gave_compilation_up(records, config):
         compiles = False
     arguments = training_arguments_fields(config, plan, torch_compile=compiles)
     text = to_json(arguments)

@@ -1,16 +1,13 @@
 import dataclasses
 import json
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from one_rank import found_on_one_rank, run_on_one_rank
 from transformers import default_data_collator
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -210,24 +207,13 @@ def test_a_long_dataset_holds_few_examples_and_draws_them_late():
     assert dataset[0] is dataset[64]
 
 
-def build_in_shards(folder, how: str) -> subprocess.CompletedProcess[str]:
-    program = Path(__file__).parents[1] / "in_worker" / "mamba_in_shards.py"
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    architecture = json.dumps(dict(tiny("mamba").architecture))
-    return subprocess.run(
-        [sys.executable, str(program), architecture, str(folder), how],
-        env=os.environ | ranks | meeting,
-        capture_output=True,
-        text=True,
-    )
+def mamba_in_shards(folder, how: str) -> tuple[str, ...]:
+    return "mamba_in_shards.py", json.dumps(dict(tiny("mamba").architecture)), str(folder), how
 
 
 @pytest.mark.slow
 def test_mamba_is_initialised_under_zero_3(tmp_path):
-    built = build_in_shards(tmp_path, "helped")
-    assert built.returncode == 0, built.stderr
-    held, steps = json.loads(built.stdout.partition("FOUND ")[2].splitlines()[0])
+    held, steps = found_on_one_rank(*mamba_in_shards(tmp_path, "helped"))
     # Nothing is held between two uses; gathered, the steps are between their bounds, and differ.
     assert held == 0
     for layer in steps:
@@ -239,7 +225,7 @@ def test_mamba_is_initialised_under_zero_3(tmp_path):
 @pytest.mark.thorough
 def test_without_help_transformers_cannot_initialise_mamba_under_zero_3(tmp_path):
     # When this fails, transformers can: take `_whole_mixers` out of build.py.
-    built = build_in_shards(tmp_path, "unhelped")
+    built = run_on_one_rank(*mamba_in_shards(tmp_path, "unhelped"))
     assert built.returncode == 1
     assert "RuntimeError: The size of tensor a (0) must match" in built.stderr
 

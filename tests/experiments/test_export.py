@@ -19,7 +19,7 @@ from academic_pretraining.results import frame, select
 from academic_pretraining.training_arguments import training_arguments_fields
 from experiments.export import (
     export,
-    is_not_compiled,
+    gave_compilation_up,
     prediction,
     read_json,
     read_setting,
@@ -152,10 +152,10 @@ def test_an_older_recipe_predicts_nothing(record_of, changes):
     config, plan = config_of(), config_of().plan_at(16)
     old = record_of(config, 2.0, b16=1.0, state="failed", recipe=changes)
     assert prediction([old], config, plan) is None
-    assert not is_not_compiled([old], config)
+    assert not gave_compilation_up([old], config)
     both = [old, record_of(config, 1.0, b16=2.5)]
     assert prediction(both, config, plan) == PREDICTED
-    assert not is_not_compiled(both, config)
+    assert not gave_compilation_up(both, config)
 
 
 def test_other_training_arguments_predict_nothing(record_of):
@@ -164,7 +164,7 @@ def test_other_training_arguments_predict_nothing(record_of):
     key = json.loads(other["key"])
     other["key"] = json.dumps(key | {"arguments": key["arguments"] | {"optim": "sgd"}})
     assert prediction([other], config, plan) is None
-    assert not is_not_compiled([other], config)
+    assert not gave_compilation_up([other], config)
     assert prediction([other, record_of(config, 1.0, b16=2.5)], config, plan) == PREDICTED
 
 
@@ -274,7 +274,7 @@ def test_a_compilation_that_failed_or_was_slower_is_not_asked_for_again(
     assert json.loads((tmp_path / "args.json").read_text())["torch_compile"] is compiled
     assert (predicted is None) is (state is None or size == 32)
     assert predicted is None or predicted["compiled"] is compiled
-    assert is_not_compiled(records, config) is (compiled is False)
+    assert gave_compilation_up(records, config) is (compiled is False)
 
 
 @pytest.mark.parametrize("faster", [True, False])
@@ -311,7 +311,7 @@ def test_the_newest_measurement_says_whether_it_compiles(record_of, newest, fail
     config = config_of()
     older = "on" if newest == "failed" else "failed"
     records = [record_of(config, at, state=s) for at, s in ((1.0, older), (2.0, newest))]
-    assert is_not_compiled(records[::order], config) is failed
+    assert gave_compilation_up(records[::order], config) is failed
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -356,7 +356,7 @@ def test_other_versions_than_the_newest_result_predict_nothing(record_of):
 
 @pytest.mark.parametrize("method", [Method(), Method(free_lunch=True, sharding=Sharding.ZERO_1)])
 def test_another_settings_compilation_is_its_own_affair(record_of, method):
-    assert not is_not_compiled([record_of(config_of(method), state="failed")], config_of())
+    assert not gave_compilation_up([record_of(config_of(method), state="failed")], config_of())
 
 
 def test_what_is_naive_is_never_compiled(tmp_path, record_of):

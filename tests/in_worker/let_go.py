@@ -1,8 +1,8 @@
 """Train a small model on one rank, let go of it, and print what of it is still there.
 
 A program of its own, because what is left would be left to other tests. Its arguments are a
-sharding method, a folder, and `helped`, `unhelped` by
-`_empty_zero_3`, or `changed`: DeepSpeed without what that asks for.
+sharding method, a folder, and `helped`, `unhelped` by `_empty_zero_3`, or `changed`: DeepSpeed
+without what that asks for.
 """
 
 import gc
@@ -15,7 +15,7 @@ import torch
 from deepspeed.runtime.zero import parameter_offload
 from twins import twin
 
-from academic_pretraining.benchmarking import let_go, probe, worker
+from academic_pretraining.benchmarking import let_go, probe
 from academic_pretraining.benchmarking.probes import Probe, Purpose
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.gpus import Hardware
@@ -54,7 +54,6 @@ def main(sharding: str, folder: str, how: str) -> None:
     let_go.let_go(trainer)
     del trainer, timer, engine
     gc.collect()
-    assert worker
     print("FOUND", json.dumps([name for name, part in parts.items() if part() is not None]))
 
 

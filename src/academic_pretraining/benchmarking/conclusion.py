@@ -137,12 +137,7 @@ def _restart_seconds(
     """Add up what goes by before a training's second step: launch, building, compilation."""
     if best is None:
         return None
-    alike = [
-        r
-        for r in timed
-        if (r.probe.micro_batch_size, r.probe.compile)
-        == (best.probe.micro_batch_size, best.probe.compile)
-    ]
+    alike = [r for r in timed if r.probe.variant == best.probe.variant]
     begun = max(r.build_seconds + r.warm_up_seconds for r in alike)
     return max(end.start_seconds for end in ends) + begun
 

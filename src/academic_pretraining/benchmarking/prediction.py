@@ -30,7 +30,7 @@ def timings(config: TrainingConfig, history: Sequence[ProbeResult]) -> list[Prob
     for result in history:
         if result.probe.purpose is not Purpose.TIMING:
             continue
-        key = (result.probe.micro_batch_size, result.probe.compile)
+        key = result.probe.variant
         if result.outcome is Outcome.OUT_OF_MEMORY:
             too_large.add(key)
         if result.outcome is not Outcome.OK:

@@ -72,6 +72,11 @@ class Probe:
         return self.high_steps * self.high + self.low
 
     @property
+    def variant(self) -> tuple[int, bool]:
+        """Micro-batch size and compilation: timings alike in both are of the same training."""
+        return self.micro_batch_size, self.compile
+
+    @property
     def description(self) -> str:
         """What it does, for a progress display."""
         compiled = ", compiled" if self.compile else ""

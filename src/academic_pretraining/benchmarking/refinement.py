@@ -41,8 +41,7 @@ def _lengthened(
     runs = [
         r
         for r in history
-        if r.probe.purpose is Purpose.TIMING
-        and (r.probe.micro_batch_size, r.probe.compile) == (size, timed.probe.compile)
+        if r.probe.purpose is Purpose.TIMING and r.probe.variant == timed.probe.variant
     ]
     failed = any(r.outcome is not Outcome.OK for r in runs)
     enough = (

@@ -63,12 +63,12 @@ def _wanted_timing(
     history: Sequence[ProbeResult],
 ) -> tuple[int, bool] | None:
     """Choose the micro-batch of the next timing, and whether it is compiled."""
-    if _compile_failed(history) or len(config.compile_choices) == 1:
-        compiles = config.compiles and not _compile_failed(history)
+    choices = (False,) if _compile_failed(history) else config.compile_choices
+    if len(choices) == 1:
         size = _next_timing(config, plans, effort, history)
-        return None if size is None else (size, compiles)
+        return None if size is None else (size, choices[0])
     best: ProbeResult | None = None
-    for compiles in config.compile_choices:
+    for compiles in choices:
         alike = [
             r
             for r in history
