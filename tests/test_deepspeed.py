@@ -22,6 +22,7 @@ ZERO = {
         "stage3_param_persistence_threshold": "auto",
         "sub_group_size": 1_000_000_000,
         "stage3_gather_16bit_weights_on_model_save": True,
+        "leaf_module": {"classes": ["GPTNeoXLayer"]},
     },
 }
 HOST = {"device": "cpu", "pin_memory": True}
@@ -30,8 +31,11 @@ every_stage = pytest.mark.parametrize("sharding", ZERO)
 with_and_without_offloading = pytest.mark.parametrize("offloading", [False, True])
 
 
-def config_of(sharding: Sharding, *, compiles: bool = False, **method) -> dict:
-    config = deepspeed_config(Method(sharding=sharding, **method), compiles=compiles)
+def config_of(
+    sharding: Sharding, *, model: str = "pythia-14m", compiles: bool = False, **method
+) -> dict:
+    wanted = Method(sharding=sharding, **method)
+    config = deepspeed_config(wanted, MODELS[model], compiles=compiles)
     assert config is not None
     return config
 
@@ -50,12 +54,19 @@ def test_the_stages_are_all_of_deepspeeds():
 
 @pytest.mark.parametrize("sharding", [s for s in Sharding if s not in ZERO])
 def test_other_shardings_have_no_configuration(sharding):
-    assert deepspeed_config(Method(sharding=sharding, offloading=True), compiles=True) is None
+    method = Method(sharding=sharding, offloading=True)
+    assert deepspeed_config(method, MODELS["pythia-14m"], compiles=True) is None
 
 
 @every_stage
 def test_the_stage_in_full(sharding):
     assert config_of(sharding)["zero_optimization"] == ZERO[sharding]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_zero_3_gathers_the_layers_that_fsdp_gathers(model):
+    zero = config_of(Sharding.ZERO_3, model=model)["zero_optimization"]
+    assert zero["leaf_module"] == {"classes": [MODELS[model].layer_class]}
 
 
 @every_stage
@@ -132,7 +143,7 @@ def test_the_trainer_fills_in_all_that_is_automatic(sharding, offloading, model,
     )
     architecture = getattr(transformers, recipe.config_class)(**recipe.architecture)
     holder = type("Model", (), {"config": architecture})()
-    config = HfTrainerDeepSpeedConfig(config_of(sharding, offloading=offloading))
+    config = HfTrainerDeepSpeedConfig(config_of(sharding, model=model, offloading=offloading))
     # A machine without a GPU refuses fp16 in the arguments' constructor.
     arguments.fp16 = True
     config.trainer_config_process(arguments)

@@ -3,9 +3,12 @@
 from typing import Any
 
 from academic_pretraining.methods import Backend, Method
+from academic_pretraining.models.recipe import ModelRecipe
 
 
-def deepspeed_config(method: Method, *, compiles: bool) -> dict[str, Any] | None:
+def deepspeed_config(
+    method: Method, recipe: ModelRecipe, *, compiles: bool
+) -> dict[str, Any] | None:
     """Build the `deepspeed` field of TrainingArguments; `None` where the method is not ZeRO.
 
     There is no optimizer section: with one, DeepSpeed builds its own optimizer over a single
@@ -17,6 +20,7 @@ def deepspeed_config(method: Method, *, compiles: bool) -> dict[str, Any] | None
 
     Args:
         method: how it is sharded and offloaded.
+        recipe: whose layers ZeRO-3 gathers, each as a whole.
         compiles: whether `torch.compile` is part of the method for this model, also where it is
             timed without it.
     """
@@ -35,6 +39,9 @@ def deepspeed_config(method: Method, *, compiles: bool) -> dict[str, Any] | None
             "stage3_param_persistence_threshold": "auto",
             "sub_group_size": 1_000_000_000,
             "stage3_gather_16bit_weights_on_model_save": True,
+            # A layer's parameters are gathered as a whole, as FSDP2 does, and not module by
+            # module, whose Python hooks would keep the GPU waiting and break compiled code.
+            "leaf_module": {"classes": [recipe.layer_class]},
         }
         if compiles:
             # DeepSpeed's own linear function, compiled by torch 2.11, passes no gradient on to what

@@ -67,7 +67,7 @@ def training_arguments_fields(
         "dataloader_drop_last": True,
         "seed": 42,
     }
-    if deepspeed := deepspeed_config(method, compiles=config.compiles):
+    if deepspeed := deepspeed_config(method, recipe, compiles=config.compiles):
         fields["deepspeed"] = deepspeed
     if fsdp := fsdp_config(method, recipe):
         fields |= {"fsdp": True, "fsdp_config": fsdp}

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
+from deepspeed.utils import z3_leaf_module
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FSDPModule
@@ -161,6 +162,13 @@ def _facts(
             for m in wrapped.modules()
         ),
         "ZeRO": engine.zero_optimization_stage() if engine else 0,
+        "gathered whole": sorted(
+            {
+                z3_leaf_module(m)
+                for m in wrapped.modules()
+                if type(m).__name__.endswith(recipe.layer_class)
+            }
+        ),
         "FSDP units": len(units),
         "resharded": sorted({bool(g.post_forward_mesh_info) for g in groups_of_layers if g}),
         "DDP": isinstance(inner, nn.parallel.DistributedDataParallel),

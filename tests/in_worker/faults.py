@@ -30,7 +30,8 @@ from academic_pretraining.errors import HardwareMismatchError
 # As the allocator, cuBLAS, NCCL and CUDA put it.
 DEVICE = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 79.11 GiB "
-    "of which 1.50 GiB is free."
+    "of which 1.50 GiB is free. Including non-PyTorch memory, this process has 77.61 GiB memory "
+    "in use."
 )
 CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
 NCCL = "NCCL error: unhandled cuda error\nLast error:\nFailed to CUDA calloc async 8 bytes"

@@ -22,7 +22,7 @@ from academic_pretraining.models import MODELS
 
 def main(architecture: str, folder: str, how: str) -> None:
     recipe = dataclasses.replace(MODELS["mamba"], architecture=json.loads(architecture))
-    sharded = deepspeed_config(Method(sharding=Sharding.ZERO_3), compiles=False)
+    sharded = deepspeed_config(Method(sharding=Sharding.ZERO_3), recipe, compiles=False)
     # Kept, because transformers shards only as long as the arguments are alive.
     arguments = TrainingArguments(output_dir=folder, use_cpu=True, deepspeed=sharded)
     allow_sharding_on_cpu(arguments)
