@@ -262,6 +262,7 @@ def train(
     from academic_pretraining.benchmarking.arguments import build
     from academic_pretraining.benchmarking.build import build_model_for
     from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
+    from academic_pretraining.benchmarking.garbage import FreesCompilerGarbage
     from academic_pretraining.benchmarking.host import HostWatch
     from academic_pretraining.benchmarking.timing import StepTimer
 
@@ -292,7 +293,8 @@ def train(
         model=model,
         args=arguments,
         train_dataset=make_dataset(model_type),
-        callbacks=callbacks,
+        # Leave this one where it is, first, when you copy this: it frees memory.
+        callbacks=[FreesCompilerGarbage(timer.warm_up_steps), *callbacks],
     )
     trainer.train(resume_from_checkpoint=resume)
     here = int(os.environ["LOCAL_WORLD_SIZE"])

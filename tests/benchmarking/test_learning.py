@@ -30,12 +30,13 @@ def test_every_parameter_is_seen_to_move_on_one_of_the_ranks(recorded, method):
 @pytest.mark.parametrize(
     "sharding", [pytest.param(Sharding.ZERO_2, marks=pytest.mark.thorough), Sharding.ZERO_3]
 )
-def test_a_setting_that_does_not_train_a_layer_is_refused(altered_session, tiny_config, sharding):
+def test_a_setting_that_does_not_train_a_block_is_refused(altered_session, tiny_config, sharding):
     config = tiny_config(Method(sharding=sharding))
-    [result] = altered_session("alterations.cuts_off_a_layer", config).end.results
+    [result] = altered_session("alterations.cuts_off_a_block", config).end.results
     assert result.outcome is Outcome.CRASHED
     assert not result.transient
-    assert "of the parameters got no gradient, gpt_neox.embed_in.weight first" in result.cause
+    first = "gpt_neox.layers.0.post_attention_layernorm.weight"
+    assert f"of the parameters got no gradient, {first} first" in result.cause
 
 
 def test_what_lies_below_a_cut_is_found(tmp_path, tiny_config, own_trainer_state):

@@ -41,12 +41,12 @@ def without_help(worker) -> None:
     probe.allow_sharding_on_cpu = lambda arguments: None
 
 
-def cuts_off_a_layer(worker) -> None:
-    """Build a model whose first layer gets no gradient, nor what lies below it."""
+def cuts_off_a_block(worker) -> None:
+    """Build a model in whose first layer the MLP gets no gradient."""
 
     def build(*arguments, **how):
         model = build_model_for(*arguments, **how)
-        model.get_submodule("gpt_neox.layers.0").register_forward_hook(
+        model.get_submodule("gpt_neox.layers.0.mlp").register_forward_hook(
             lambda module, inputs, output: output.detach()
         )
         return model

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 from academic_pretraining.benchmarking.build import build_model_for, synthetic_dataset
 from academic_pretraining.benchmarking.communication import CommunicationTimer, transfers
 from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
+from academic_pretraining.benchmarking.garbage import FreesCompilerGarbage
 from academic_pretraining.benchmarking.host import HostWatch, other_cpu_share
 from academic_pretraining.benchmarking.in_force import check_in_force
 from academic_pretraining.benchmarking.learning import check_learning, moved
@@ -155,7 +156,7 @@ def _build(
         model=model,
         args=arguments,
         train_dataset=synthetic_dataset(config.recipe, examples),
-        callbacks=[timer],
+        callbacks=[FreesCompilerGarbage(probe.warm_up_steps), timer],
     )
     return trainer, timer
 
