@@ -52,8 +52,7 @@ def main(
         gpu_type: kind of GPU; `cpu` for trying things out.
         model: what to train; pythia-14m where nothing says on what, else pythia-160m.
         methods: part of the grid to walk.
-        only: of it these methods, named as --cmd dry-run does, such as "free-lunch + ZeRO-2";
-            print-results shows all.
+        only: of it these methods, named as --cmd dry-run does, such as "free-lunch + ZeRO-2".
         cmd: what to do with the grid.
         slurm: submit to SLURM instead of running here.
         batch_tolerance: allowed relative departure from the recipe's global batch.
@@ -110,7 +109,8 @@ def main(
 
             print(*grid_lines(points, configs), summary, sep="\n")
         case "print-results":
-            _print_results(hardware, recipe.name, detail)
+            whole = everything and methods == "all"
+            _print_results(hardware, recipe.name, detail, None if whole else [p[0] for p in points])
         case _ if not configs:
             # What bars every method; there is something, for naive breaks no rule of its own.
             raise InvalidConfigError(*(r for r in points[0][1] if all(r in p[1] for p in points)))
@@ -212,16 +212,24 @@ def _run(
     return 1 if end.failures else 0
 
 
-def _print_results(hardware: Hardware, model: str, detail: bool) -> None:
+def _print_results(
+    hardware: Hardware, model: str, detail: bool, methods: list[Method] | None = None
+) -> None:
+    """Print what is known of these methods, or of all."""
     from rich.console import Console
 
     from experiments.report import detail_table, results_table
 
     rows = results(hardware, model)
+    if methods is not None and not rows.is_empty():
+        from academic_pretraining.results import method_of
+
+        rows = rows.filter([method_of(row) in methods for row in rows.iter_rows(named=True)])
     # What a result says is shown as it stands, for others may have written it.
     console = Console(width=None if sys.stdout.isatty() else 180, markup=False, emoji=False)
     if rows.is_empty():
-        print(f"no results yet for {model} on this hardware in {workspace_dir()}")
+        chosen = "" if methods is None else " of these methods"
+        print(f"no results yet{chosen} for {model} on this hardware in {workspace_dir()}")
     else:
         console.print(results_table(rows))
         if detail:

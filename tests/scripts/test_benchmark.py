@@ -288,6 +288,30 @@ def test_a_dry_run_lists_the_grid_and_why_something_is_left_out(cli):
     assert cli.files() == {cli.folder: None}
 
 
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ((), ["naive", "free-lunch + checkpointing"]),
+        (("--methods", "naive"), ["naive"]),
+        (("--only", "free-lunch + checkpointing"), ["free-lunch + checkpointing"]),
+        (("--only", "free-lunch + checkpointing", "free-lunch"), ["free-lunch + checkpointing"]),
+        (("--only", "free-lunch"), []),
+    ],
+)
+def test_of_the_results_only_those_of_the_methods_asked_for_are_printed(
+    cli, remember, made_up, flags, shown
+):
+    checkpointing = Method(free_lunch=True, activation_checkpointing=True)
+    remember(made_up(ON_TWO, Method(), 3.0), made_up(ON_TWO, checkpointing, 2.0))
+    command = ("--model", "pythia-160m", "--cmd", "print-results", "--detail")
+    answer = cli("benchmark.py", *GPUS, 2, *command, *flags)
+    assert (answer.status, answer.err) == (0, "")
+    for label in ("naive", "free-lunch + checkpointing"):
+        # In both tables.
+        assert answer.out.count(f"{label} ") == 2 * (label in shown)
+    assert answer.out.startswith("no results yet of these methods") == (not shown)
+
+
 def test_results_are_printed_fastest_first(cli, remember, made_up):
     checkpointing = Method(free_lunch=True, activation_checkpointing=True)
     remember(
