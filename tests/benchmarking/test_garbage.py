@@ -3,7 +3,6 @@
 import gc
 import itertools
 import weakref
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,60 +20,50 @@ class Trace:
 
 
 @pytest.fixture
-def no_collector(monkeypatch):
+def no_collector():
     gc.collect()
     gc.disable()
     yield
     gc.enable()
 
 
-@pytest.fixture
-def leave() -> Callable[[], Callable[[], bool]]:
-    """Leave garbage behind; what comes back says whether it is still there."""
-
-    def leave() -> Callable[[], bool]:
-        reference = weakref.ref(Trace())
-        return lambda: reference() is not None
-
-    return leave
-
-
-def trained(tmp_path, callback, leave, *, accumulation=4, steps=4, torch_compile=True):
+def trained(tmp_path, callback, *, accumulation=4, steps=4, torch_compile=True):
     """Walk through a training with garbage in each micro-batch; say after which it was freed."""
-    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
-    arguments.torch_compile = torch_compile
+    arguments = TrainingArguments(
+        str(tmp_path), use_cpu=True, report_to="none", torch_compile=torch_compile
+    )
     state, control = TrainerState(), TrainerControl()
     callback.on_train_begin(arguments, state, control)
     freed = []
     for step, micro_batch in itertools.product(range(1, steps + 1), range(1, accumulation + 1)):
-        left = leave()
+        garbage = weakref.ref(Trace())
         last = micro_batch == accumulation
         end = callback.on_step_end if last else callback.on_substep_end
         end(arguments, state, control)
-        if not left():
+        if garbage() is None:
             freed.append((step, micro_batch))
     return freed
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_it_comes_after_the_first_micro_batches_and_at_the_end_of_the_first_steps(tmp_path, leave):
+def test_it_comes_after_the_first_micro_batches_and_at_the_end_of_the_first_steps(tmp_path):
     callback = FreesCompilerGarbage(2)
     expected = [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (2, 4)]
-    assert trained(tmp_path, callback, leave) == expected
+    assert trained(tmp_path, callback) == expected
     # Another training begins anew.
-    assert trained(tmp_path, callback, leave) == expected
+    assert trained(tmp_path, callback) == expected
 
 
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_it_takes_no_time_of_steps_that_are_timed(tmp_path, leave, steps):
-    freed = trained(tmp_path, FreesCompilerGarbage(steps), leave, accumulation=1)
+def test_it_takes_no_time_of_steps_that_are_timed(tmp_path, steps):
+    freed = trained(tmp_path, FreesCompilerGarbage(steps), accumulation=1)
     assert freed == [(step, 1) for step in range(1, steps + 1)]
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_without_compilation_it_does_nothing(tmp_path, leave):
-    assert trained(tmp_path, FreesCompilerGarbage(9), leave, torch_compile=False) == []
+def test_without_compilation_it_does_nothing(tmp_path):
+    assert trained(tmp_path, FreesCompilerGarbage(9), torch_compile=False) == []
 
 
 @pytest.mark.usefixtures("no_collector")

@@ -182,7 +182,7 @@ def _make_stages_checkpointable(model: PreTrainedModel) -> None:
         return
     for module in model.modules():
         if type(module).__name__ == "ConvNextStage":
-            # The name stays, because FSDP finds its units by it.
+            # The name stays, because FSDP and ZeRO-3 find their units by it.
             bases: Any = (GradientCheckpointingLayer, type(module))
             module.__class__ = type("ConvNextStage", bases, {})
             model.supports_gradient_checkpointing = True

@@ -70,7 +70,7 @@ class ModelRecipe:
             for a model without attention.
         supports_compile: whether `torch.compile` is part of free-lunch for this model.
         supports_activation_checkpointing: whether its layers can be recomputed.
-        layer_class: module class that FSDP shards as one unit.
+        layer_class: module class that FSDP shards, and ZeRO-3 gathers, as one unit.
         kernel_packages: distributions whose kernels the model takes where they are installed.
         source: where the training recipe was published.
         parameter_count_source: where the parameter count was published.
