@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -35,6 +36,8 @@ def build_model_for(
     under ZeRO-3 it comes up in shards. CPU, GPU and ZeRO-3 draw other numbers from the same seed,
     alike on all ranks.
     """
+    if arguments.torch_compile:
+        compile_for_each_shape()
     how: Any = {"attention": attention, "free_lunch": free_lunch, "seed": arguments.seed}
     divided = arguments.fsdp or arguments.deepspeed
     if divided and (is_deepspeed_zero3_enabled() or not _fits_whole(recipe, arguments.device)):
@@ -47,6 +50,17 @@ def build_model_for(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     return model
+
+
+def compile_for_each_shape() -> None:
+    """Let the next Trainer compile with sizes as constants; TrainingArguments have no field for it.
+
+    Micro-batches are all of one size, but layers need not be, and share their code where they are
+    compiled one by one, as under ZeRO-3 and FSDP. By default Dynamo takes the sizes that differ for
+    variables at the second layer, of which ConvNeXt's cannot be compiled (torch 2.11 and 2.13).
+    """
+    # accelerate reads it when the Trainer makes its Accelerator.
+    os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "false"
 
 
 def _fits_whole(recipe: ModelRecipe, device: torch.device) -> bool:
