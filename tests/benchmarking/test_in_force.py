@@ -40,7 +40,11 @@ def test_only_the_sharding_that_trained_is_accepted(recorded, method, asked):
     ("method", "asked", "expected"),
     [
         (ZERO_1, Sharding.ZERO_2, "ZeRO stage is 1 instead of 2"),
-        (ZERO_1, Sharding.ZERO_3, "ZeRO stage is 1 instead of 3"),
+        (
+            ZERO_1,
+            Sharding.ZERO_3,
+            "ZeRO stage is 1 instead of 3; modules gathered whole is None instead of GPTNeoXLayer",
+        ),
         (ZERO_2, Sharding.ZERO_1, "ZeRO stage is 2 instead of 1"),
         (
             FSDP_GRAD,
@@ -56,6 +60,17 @@ def test_only_the_sharding_that_trained_is_accepted(recorded, method, asked):
 )
 def test_the_stage_that_differs_is_all_that_is_named(recorded, method, asked, expected):
     assert verdicts_of(recorded(method))[f"sharding {asked}"] == expected
+
+
+@pytest.mark.slow
+@every_method
+def test_other_layers_that_are_gathered_whole_are_refused(recorded, method):
+    verdict = verdicts_of(recorded(method))["layers"]
+    assert verdict == (
+        "modules gathered whole is GPTNeoXLayer instead of GPTNeoXMLP"
+        if method.sharding is Sharding.ZERO_3
+        else ""
+    )
 
 
 @pytest.mark.slow

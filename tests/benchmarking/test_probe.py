@@ -7,8 +7,10 @@ from transformers import Trainer
 
 from academic_pretraining.benchmarking import probe as probe_module
 from academic_pretraining.benchmarking.build import build_model, build_model_for
+from academic_pretraining.benchmarking.garbage import FreesCompilerGarbage
 from academic_pretraining.benchmarking.probe import run_probe
 from academic_pretraining.benchmarking.probes import Outcome, Probe, Purpose
+from academic_pretraining.benchmarking.timing import StepTimer
 from academic_pretraining.errors import MeasurementError
 from academic_pretraining.methods import Method
 from academic_pretraining.training_arguments import training_arguments_fields
@@ -87,6 +89,15 @@ def test_only_what_makes_the_run_short_departs_from_what_is_exported(config, tmp
     different = {name: value for name, value in found.items() if value != fields[name]}
     # The Trainer itself reads "none" as an empty list.
     assert different == {"gradient_accumulation_steps": 4, "max_steps": 6, "report_to": []}
+
+
+def test_memory_is_freed_before_a_step_s_end_is_timed(config, tmp_path, watched):
+    run_probe(config, TIMING, output_dir=str(tmp_path))
+    [trainer] = watched
+    kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
+    assert kinds.index(FreesCompilerGarbage) < kinds.index(StepTimer)
+    callback = trainer.callback_handler.callbacks[kinds.index(FreesCompilerGarbage)]
+    assert callback.steps == TIMING.warm_up_steps  # pyright: ignore
 
 
 def test_the_run_is_as_long_as_asked_and_leaves_nothing_on_disk(config, tmp_path, watched):

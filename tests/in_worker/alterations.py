@@ -159,11 +159,17 @@ def _verdicts(trainer: Trainer, config: TrainingConfig, compiled: bool) -> dict[
     asked |= {"compile": (method, not compiled), "checkpointing": (checkpointing, compiled)}
     if method.sharding is not Sharding.NONE:
         asked["offloading"] = (dataclasses.replace(method, offloading=True), compiled)
+    configs = {
+        name: (dataclasses.replace(gpus, method=other), wish)
+        for name, (other, wish) in asked.items()
+    }
+    other_layers = dataclasses.replace(gpus.recipe, layer_class="GPTNeoXMLP")
+    configs["layers"] = (dataclasses.replace(gpus, recipe=other_layers), compiled)
     verdicts = {}
-    for name, (other, wish) in asked.items():
+    for name, (other, wish) in configs.items():
         verdicts[name] = ""
         try:
-            check_in_force(trainer, dataclasses.replace(gpus, method=other), compiled=wish)
+            check_in_force(trainer, other, compiled=wish)
         except MeasurementError as error:
             verdicts[name] = str(error).partition("not in force: ")[2]
     return verdicts

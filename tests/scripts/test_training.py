@@ -1,9 +1,13 @@
 import json
 import re
+import runpy
 import shutil
 from pathlib import Path
 
 import pytest
+
+from academic_pretraining.benchmarking.garbage import FreesCompilerGarbage
+from academic_pretraining.benchmarking.timing import StepTimer
 
 SCRIPT = "training.py"
 SOURCE = Path(__file__).resolve().parents[2] / "scripts" / SCRIPT
@@ -195,6 +199,29 @@ def test_fewer_than_one_step_is_refused(cli, steps):
 )
 def test_what_is_of_the_wrong_kind_is_refused(cli, arguments, text):
     assert text in cli.refuses(SCRIPT, *VIT, *arguments)
+
+
+def test_memory_is_freed_before_a_step_s_end_is_timed(tmp_path, monkeypatch):
+    made = {}
+
+    class Made(Exception):  # noqa: N818
+        pass
+
+    def trainer(**how):
+        made.update(how)
+        raise Made
+
+    monkeypatch.setattr("transformers.Trainer", trainer)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    fields = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}
+    train = runpy.run_path(str(SOURCE))["train"]
+    with pytest.raises(Made):
+        train(fields, "pythia-14m", {}, source=tmp_path / "args.json")
+    first, *others = made["callbacks"]
+    assert isinstance(first, FreesCompilerGarbage)
+    assert [timer.warm_up_steps for timer in others if isinstance(timer, StepTimer)] == [
+        first.steps
+    ]
 
 
 def test_the_data_are_to_be_put_in_one_marked_place():

@@ -1,6 +1,7 @@
 """Whether the Trainer really does what its arguments say, read off the wrapped model."""
 
 import torch
+from deepspeed.utils import get_z3_leaf_modules
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FSDPModule
@@ -8,7 +9,7 @@ from transformers import Trainer
 
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import MeasurementError
-from academic_pretraining.methods import Backend
+from academic_pretraining.methods import Backend, Sharding
 
 
 def check_in_force(trainer: Trainer, config: TrainingConfig, *, compiled: bool) -> None:
@@ -27,8 +28,11 @@ def check_in_force(trainer: Trainer, config: TrainingConfig, *, compiled: bool) 
     wanted = {
         "sharding backend": str(method.sharding.backend),
         "ZeRO stage": method.sharding.stage if method.sharding.backend is Backend.DEEPSPEED else 0,
-        "reshard after forward": method.sharding.backend is Backend.FSDP
-        and method.sharding.stage == 3,
+        # DeepSpeed only warns where it finds no such class.
+        "modules gathered whole": config.recipe.layer_class
+        if method.sharding is Sharding.ZERO_3
+        else "None",
+        "reshard after forward": method.sharding is Sharding.FSDP_FULL_SHARD,
         "offloading": method.offloading,
         "checkpointing": method.activation_checkpointing,
         "compile": compiled,
@@ -49,6 +53,7 @@ def _read(wrapped: nn.Module) -> dict[str, object]:
     found: dict[str, object] = {
         "sharding backend": "None",
         "ZeRO stage": 0,
+        "modules gathered whole": "None",
         "reshard after forward": False,
         "offloading": False,
         "compile": isinstance(wrapped, torch._dynamo.OptimizedModule),
@@ -74,10 +79,15 @@ def _read(wrapped: nn.Module) -> dict[str, object]:
         found |= {
             "sharding backend": Backend.DEEPSPEED.value,
             "ZeRO stage": inner.zero_optimization_stage(),  # pyright: ignore
+            "modules gathered whole": _classes(get_z3_leaf_modules(inner)),
             "offloading": inner.zero_cpu_offload(),  # pyright: ignore
             "compile": bool(inner.is_compiled),
         }
     return found
+
+
+def _classes(modules: list[nn.Module]) -> str:
+    return ", ".join(sorted({type(module).__name__ for module in modules})) or "None"
 
 
 def _reshards(layer: FSDPModule) -> bool:
