@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
 from torch.profiler import ProfilerActivity
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainingArguments
 
 from academic_pretraining.benchmarking import communication
 from academic_pretraining.benchmarking.build import build_model, synthetic_dataset
@@ -82,7 +82,9 @@ def test_too_little_seen_is_not_known(samples):
 
 
 @pytest.mark.usefixtures("own_trainer_state")
-def test_every_step_after_the_warm_up_is_profiled(tiny_config, tmp_path, monkeypatch):
+def test_steps_after_the_warm_up_are_profiled_until_each_length_was_seen_twice(
+    tiny_config, tmp_path, monkeypatch
+):
     # Stand in for NCCL with what an optimizer step and each micro-batch do on a CPU.
     seen: list[set[str]] = []
 
@@ -97,20 +99,22 @@ def test_every_step_after_the_warm_up_is_profiled(tiny_config, tmp_path, monkeyp
         use_cpu=True,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=3,
-        max_steps=6,
+        max_steps=30,
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
     )
     timer = CommunicationTimer(2, activities=(ProfilerActivity.CPU,))
-    Trainer(
+    trainer = Trainer(
         model=build_model(recipe, attention="eager"),
         args=arguments,
         # Steps of 3, 3 and 1, twice.
         train_dataset=synthetic_dataset(recipe, 7),
         callbacks=[timer],
-    ).train()
+    )
+    trainer.train()
     assert [s.accumulation for s in timer.samples] == [1, 3, 3, 1]
+    assert trainer.state.global_step == 6
     for names in seen:
         assert "aten::embedding_dense_backward" in names
         assert any("adam" in name.lower() for name in names)
@@ -118,10 +122,12 @@ def test_every_step_after_the_warm_up_is_profiled(tiny_config, tmp_path, monkeyp
 
 def test_a_step_that_overflows_exchanges_less_and_is_left_out():
     timer = CommunicationTimer(0, activities=(ProfilerActivity.CPU,))
-    now: tuple[Any, ...] = (None, SimpleNamespace(global_step=5), None)
+    control = TrainerControl()
+    now: tuple[Any, ...] = (None, SimpleNamespace(global_step=5), control)
     for skipped in (True, False):
         timer.on_step_begin(*now)
         torch.ones(1).add_(1)
         timer.on_optimizer_step(*now, optimizer=SimpleNamespace(step_was_skipped=skipped))
         timer.on_step_end(*now)
     assert timer.samples == [CommunicationSample(accumulation=1, kernels=0, seconds=0)]
+    assert not control.should_training_stop

@@ -6,6 +6,7 @@ and hides it, so that less of a step than this may be saved by less communicatio
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,10 +20,14 @@ from academic_pretraining.benchmarking.probes import CommunicationSample
 # `ncclDevKernel_AllReduce_Sum_f16_RING_LL(...)`, and not the annotation `nccl:all_reduce` that
 # stands for the same time beside it.
 _KERNEL = re.compile(r"\bnccl\w*Kernel")
+# Steps of each length: the profiler takes seconds for every one.
+_ENOUGH = 2
 
 
 class CommunicationTimer(TrainerCallback):
-    """Profiles the kernels of every optimizer step after warm-up.
+    """Profiles the kernels of optimizer steps after warm-up, and ends training with a few.
+
+    That is two steps of each of two lengths, on all ranks alike, for they all skip the same steps.
 
     Attributes:
         warm_up_steps: optimizer steps to leave out at the beginning.
@@ -69,6 +74,9 @@ class CommunicationTimer(TrainerCallback):
         self._profile = None
         if not self._skipped:
             self.samples.append(communication_sample(events, self._accumulation))
+        lengths = Counter(sample.accumulation for sample in self.samples)
+        if sum(count >= _ENOUGH for count in lengths.values()) >= 2:
+            control.should_training_stop = True
 
 
 def communication_sample(events: Iterable[Any], accumulation: int) -> CommunicationSample:

@@ -171,7 +171,7 @@ def _communication_probe(
         high=3,
         low=1,
         high_steps=2,
-        # As many as fp16 overflows may leave some of.
+        # At most: as many as fp16 overflows leave enough of.
         epochs=4,
         compile=False,
         deadline_seconds=effort.memory_deadline_seconds,
