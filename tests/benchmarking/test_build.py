@@ -276,19 +276,3 @@ def test_the_loss_heeds_what_the_trainer_leaves_to_it(recipe):
     told = model(**batch, num_items_in_batch=2 * items).loss.item()
     divides = getattr(model, "accepts_loss_kwargs", True)
     assert told == pytest.approx(model(**batch).loss.item() / (2 if divides else 1), rel=1e-6)
-
-
-@pytest.mark.parametrize("torch_compile", [False, True])
-def test_what_is_compiled_takes_sizes_for_constants(
-    torch_compile, tmp_path, monkeypatch, own_trainer_state
-):
-    monkeypatch.delenv("ACCELERATE_DYNAMO_USE_DYNAMIC", raising=False)
-    arguments = transformers.TrainingArguments(
-        str(tmp_path), use_cpu=True, report_to="none", torch_compile=torch_compile
-    )
-    recipe = tiny("pythia-14m")
-    model = build_model_for(arguments, recipe, attention="eager", free_lunch=True)
-    trainer = transformers.Trainer(model=model, args=arguments)
-    plugin = trainer.accelerator.state.dynamo_plugin
-    assert plugin
-    assert plugin.to_kwargs().get("dynamic") is (False if torch_compile else None)

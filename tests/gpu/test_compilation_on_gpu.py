@@ -1,9 +1,14 @@
-"""A compiler that really fails costs the compilation, not the setting; `pytest -m gpu`."""
+"""Compilation on a real GPU: what it costs, once and again; `pytest -m gpu`."""
 
 import os
 
 import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch._inductor import config
+from torch.utils.checkpoint import checkpoint
 
+from academic_pretraining.benchmarking.compiler import keep_recomputation
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.measure import measure
 from academic_pretraining.benchmarking.sessions import Sessions
@@ -38,3 +43,38 @@ def test_a_gpu_without_an_assembler_is_measured_without_compilation(
     assert "ptxas" in found.compile_error
     assert found.best is not None
     assert not found.best.compiled
+
+
+@pytest.fixture
+def own_caches(tmp_path, monkeypatch):
+    """Keep compiled code apart from what others left, and settings of the compiler as they were."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    name = "unsafe_marked_cacheable_functions"
+    monkeypatch.setattr(config, name, getattr(config, name))
+
+
+@pytest.mark.usefixtures("own_caches")
+def test_recomputation_is_compiled_once_and_draws_its_numbers_again():
+    def attention(q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
+
+    found = []
+    for hits in ("fxgraph_cache_miss", "fxgraph_cache_hit"):
+        torch.compiler.reset()
+        keep_recomputation()
+        counters.clear()
+        torch.manual_seed(3)
+        shape = (3, 1, 2, 16, 16)
+        q, k, v = torch.randn(shape, device="cuda", dtype=torch.float16).requires_grad_()
+        compiled = torch.compile(lambda *qkv: checkpoint(attention, *qkv, use_reentrant=False))
+        y = compiled(q, k, v)
+        weight = torch.randn_like(y)
+        gradient = torch.autograd.grad((y * weight).sum(), v)[0]
+        assert counters["inductor"]["fxgraph_cache_bypass"] == 0
+        assert counters["inductor"][hits] == 2
+        # The result is linear in v, if what was dropped is the same in both passes.
+        products = (y * weight).double()
+        apart = (gradient * v).double().sum() - products.sum()
+        assert apart.abs() < 1e-3 * products.abs().sum()
+        found.append((y.detach(), gradient))
+    torch.testing.assert_close(*found)

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import os
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -16,6 +15,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
+from academic_pretraining.benchmarking.compiler import compile_for_each_shape
 from academic_pretraining.models.recipe import ModelRecipe, Task
 
 _AUTO_CLASSES = {
@@ -50,17 +50,6 @@ def build_model_for(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     return model
-
-
-def compile_for_each_shape() -> None:
-    """Let the next Trainer compile with sizes as constants; TrainingArguments have no field for it.
-
-    Micro-batches are all of one size, but layers need not be, and share their code where they are
-    compiled one by one, as under ZeRO-3 and FSDP. By default Dynamo takes the sizes that differ for
-    variables at the second layer, of which ConvNeXt's cannot be compiled (torch 2.11 and 2.13).
-    """
-    # accelerate reads it when the Trainer makes its Accelerator.
-    os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "false"
 
 
 def _fits_whole(recipe: ModelRecipe, device: torch.device) -> bool:
