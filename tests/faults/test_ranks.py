@@ -108,6 +108,7 @@ FAULTS = [
         name="lacks_memory_for_nccl",
         outcome=Outcome.OUT_OF_MEMORY,
         cause="RuntimeError: NCCL error: unhandled cuda error",
+        thorough=True,
     ),
     LoggedFault(
         name="loses_nccl",
@@ -138,7 +139,7 @@ FAULTS = [
             # Where the others wait for this rank's part.
             ("all_reduce", "1", PLAIN, False),
             ("all_gather", "1", SHARDED, True),
-            ("reduce_scatter", "0", SHARDED, False),
+            ("reduce_scatter", "0", SHARDED, True),
         )
     ),
     LoggedFault(
