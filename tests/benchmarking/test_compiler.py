@@ -4,25 +4,33 @@ import pytest
 import torch
 import transformers
 from torch._inductor import config
+from twins import twin
 
 from academic_pretraining.benchmarking.build import build_model_for
 from academic_pretraining.benchmarking.compiler import keep_recomputation
 
 
-@pytest.mark.parametrize("torch_compile", [False, True])
-def test_what_is_compiled_takes_sizes_for_constants(
-    torch_compile, tiny_config, tmp_path, monkeypatch, own_trainer_state
+@pytest.mark.parametrize(
+    ("model", "torch_compile", "dynamic"),
+    [
+        ("convnext-large-1k", True, False),
+        ("convnext-large-1k", False, None),
+        # The next text may be longer.
+        ("pythia-14m", True, None),
+    ],
+)
+def test_sizes_are_constants_where_images_are_compiled(
+    model, torch_compile, dynamic, tmp_path, monkeypatch, own_trainer_state
 ):
     monkeypatch.delenv("ACCELERATE_DYNAMO_USE_DYNAMIC", raising=False)
     arguments = transformers.TrainingArguments(
         str(tmp_path), use_cpu=True, report_to="none", torch_compile=torch_compile
     )
-    recipe = tiny_config().recipe
-    model = build_model_for(arguments, recipe, attention="eager", free_lunch=True)
-    trainer = transformers.Trainer(model=model, args=arguments)
+    built = build_model_for(arguments, twin(model), attention="eager", free_lunch=True)
+    trainer = transformers.Trainer(model=built, args=arguments)
     plugin = trainer.accelerator.state.dynamo_plugin
     assert plugin
-    assert plugin.to_kwargs().get("dynamic") is (False if torch_compile else None)
+    assert plugin.to_kwargs().get("dynamic") is dynamic
 
 
 def test_code_that_recomputes_may_be_kept(monkeypatch):

@@ -36,7 +36,8 @@ def build_model_for(
     under ZeRO-3 it comes up in shards. CPU, GPU and ZeRO-3 draw other numbers from the same seed,
     alike on all ranks.
     """
-    if arguments.torch_compile:
+    # Texts of one's own may differ in length, and would be compiled for each.
+    if arguments.torch_compile and recipe.image_size is not None:
         compile_for_each_shape()
     how: Any = {"attention": attention, "free_lunch": free_lunch, "seed": arguments.seed}
     divided = arguments.fsdp or arguments.deepspeed

@@ -12,9 +12,10 @@ _RECOMPUTED = "torch.ops.higher_order.graphsafe_run_with_rng_state"
 def compile_for_each_shape() -> None:
     """Let the next Trainer compile with sizes as constants.
 
-    Micro-batches are all of one size, but layers need not be, and share their code where they are
-    compiled one by one, as under ZeRO-3 and FSDP. By default Dynamo takes the sizes that differ for
-    variables at the second layer, of which ConvNeXt's cannot be compiled (torch 2.11 and 2.13).
+    For micro-batches of one size, which images are. Layers need not be, and share their code where
+    they are compiled one by one, as under ZeRO-3 and FSDP. By default Dynamo takes the sizes that
+    differ for variables at the second layer, of which ConvNeXt's cannot be compiled (torch 2.11 and
+    2.13).
     """
     # accelerate reads it when the Trainer makes its Accelerator.
     os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "false"
