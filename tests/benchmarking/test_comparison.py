@@ -17,6 +17,7 @@ from academic_pretraining.benchmarking.comparison import (
     comparison_text,
     deviations,
     finish_text,
+    outlook,
     speed_report,
     write_speed,
 )
@@ -210,6 +211,22 @@ def test_overflows_do_not_count_as_known():
 def test_what_is_never_timed_is_given_up():
     timer = Steps(*[1.0] * 999, skipped=tuple(range(999)))
     assert stops_at(timer) < 40
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "steps", "said"),
+    [
+        (8.5249, None, "14 timed ones at most, 8.525 s each as predicted: 0:02:16 after"),
+        # One is timed, however long it takes.
+        (5376.0, None, "1 timed ones at most, 5,376 s each as predicted: 4:28:48 after"),
+        (8.5249, 10, "8 timed ones, 8.525 s each as predicted: 0:01:25 after"),
+        (1e-300, None, "1,000,000 timed ones at most, 1e-300 s each as predicted: 0:00:00 after"),
+        (1e29, None, "1 timed ones at most, 1e+29 s each as predicted: 115740740 days, "),
+    ],
+)
+def test_a_verification_says_beforehand_how_long_it_takes(step_seconds, steps, said):
+    text = outlook(step_seconds, steps, 120.0)
+    assert text.startswith(f"2 optimizer steps of warm-up and {said}")
 
 
 def test_the_first_steps_are_said_once_with_the_finish(capsys):

@@ -201,5 +201,6 @@ def test_a_prediction_is_verified(exported, tolerance, status, verdict):
     lines = answer.out.splitlines()
     assert lines[-1].startswith(verdict)
     assert re.match(r"\d+ steps?.* actual +predicted +difference", lines[0])
+    assert "5,000 timed ones at most, 0.001 s each as predicted" in answer.err
     assert float(lines[1].split()[1]) > 1e-3
     assert not list(cli.folder.glob("checkpoint-*"))

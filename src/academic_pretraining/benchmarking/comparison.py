@@ -193,6 +193,23 @@ def finish_text(step_seconds: float, steps: int) -> str:
     return f"{steps:,} optimizer steps are left, which alone take {left}: until {end}"
 
 
+def outlook(step_seconds: float, steps: int | None, limit_seconds: float) -> str:
+    """Say how long a training to verify a prediction takes where the prediction is true.
+
+    Args:
+        step_seconds: predicted.
+        steps: how many, two of warm-up included; `None` for as many as are needed.
+        limit_seconds: of timed steps at most, where their number is not given.
+    """
+    timed = steps - 2 if steps else max(1, int(min(limit_seconds / step_seconds, 1e6)))
+    # A file's prediction may be anything; datetime ends at 8.6e13 s.
+    takes = datetime.timedelta(seconds=round(min((2 + timed) * step_seconds, 1e13)))
+    return (
+        f"2 optimizer steps of warm-up and {timed:,} timed ones{'' if steps else ' at most'}, "
+        f"{step_seconds:,.4g} s each as predicted: {takes} after loading and compilation"
+    )
+
+
 # Every step overflows, or is the first one of its epoch and untimed: nothing will be known.
 _MOST_IN_VAIN = 5
 
