@@ -73,14 +73,15 @@ def detail_table(rows: "pl.DataFrame") -> Table:
         title_justify="left",
         caption=(
             "communication: time of the GPUs' exchange, also where computation hides it\n"
-            "others: of the host's cores, what other processes kept busy meanwhile"
+            "others: of the host's cores, what other processes kept busy meanwhile\n"
+            "checkpoint: how long writing one takes, and GPU memory at its height"
         ),
         caption_justify="left",
     )
     table.add_column("method", overflow="fold")
     for column in ("model FLOPs", "hardware FLOPs", "ceiling", "of datasheet", "of ceiling"):
         table.add_column(column, justify="right")
-    for column in ("throughput", "data", "communication", "optimizer", "others"):
+    for column in ("throughput", "data", "communication", "optimizer", "others", "checkpoint"):
         table.add_column(column, justify="right")
     for row in rows.filter(outcome="measured").sort("step_seconds").iter_rows(named=True):
         flops = row["model_flops_per_step"]
@@ -98,6 +99,7 @@ def detail_table(rows: "pl.DataFrame") -> Table:
             _percent(row["communication_share"]),
             _percent(row["optimizer_share"]),
             _percent(row["other_cpu_share"]),
+            _checkpoint(row),
         )
     return table
 
@@ -112,6 +114,13 @@ def days(row: dict[str, Any]) -> str:
 def _throughput(row: dict[str, Any]) -> str:
     unit = "tok/s" if row["units_per_example"] > 1 else "img/s"
     return f"{row['units_per_second']:,.0f} {unit}"
+
+
+def _checkpoint(row: dict[str, Any]) -> str:
+    if row["save_seconds"] is None:
+        return "-"
+    memory = f", {row['save_peak_gib']:.1f} GiB" if row["save_peak_gib"] else ""
+    return f"{seconds(row['save_seconds'])}{memory}"
 
 
 def _percent(share: float | None) -> str:

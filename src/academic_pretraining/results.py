@@ -81,7 +81,7 @@ training_days = (pl.col("step_seconds") * pl.col("max_steps") / SECONDS_PER_DAY)
 # Half the width of a 95% interval: what the repeated steps leave open, and what the fit of short
 # runs may miss. The largest error against real steps on the same device was 1.4%, and of two
 # devices of one type 3%; ZeRO-3 was off by 7 to 16% while its hooks kept the GPU waiting, and has
-# been verified only once since (artifacts/README.md).
+# been verified on one GPU only since (artifacts/README.md).
 _MODEL_ERROR = pl.when(pl.col("sharding") == Sharding.ZERO_3).then(0.15).otherwise(0.02)
 _half_width = (
     (1.96 * pl.col("step_standard_error") / pl.col("step_seconds")) ** 2 + _MODEL_ERROR**2

@@ -75,6 +75,18 @@ def test_other_layers_that_are_gathered_whole_are_refused(recorded, method):
 
 @pytest.mark.slow
 @every_method
+def test_layers_that_are_not_gathered_whole_are_refused(recorded, method):
+    verdicts = verdicts_of(recorded(method))
+    assert verdicts["layers in parts"] == (
+        "modules gathered whole is None instead of GPTNeoXLayer"
+        if method.sharding is Sharding.ZERO_3
+        else ""
+    )
+    assert verdicts["layers whole"] == ""
+
+
+@pytest.mark.slow
+@every_method
 def test_another_compilation_is_refused(recorded, method):
     found = method.free_lunch
     verdict = verdicts_of(recorded(method))["compile"]

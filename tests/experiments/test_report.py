@@ -129,7 +129,7 @@ def test_detail_says_where_flops_and_time_go():
     [row] = [[c.strip() for c in line.split("│")[1:-1]] for line in lines if line[:1] == "│"]
     assert row == [
         *("free-lunch + checkpointing + ZeRO-2", "1.02e+15", "1.37e+15", "800 TFLOP/s"),
-        *("40.0%", "25.6%", "839,270 tok/s", "1.0%", "5.0%", "-", "2.0%"),
+        *("40.0%", "25.6%", "839,270 tok/s", "1.0%", "5.0%", "-", "2.0%", "5 s, 1.0 GiB"),
     ]
 
 

@@ -49,8 +49,8 @@ def test_a_gpu_without_an_assembler_is_measured_without_compilation(
 def own_caches(tmp_path, monkeypatch):
     """Keep compiled code apart from what others left, and settings of the compiler as they were."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    name = "unsafe_marked_cacheable_functions"
-    monkeypatch.setattr(config, name, getattr(config, name))
+    with config.patch(unsafe_marked_cacheable_functions={}):
+        yield
 
 
 @pytest.mark.usefixtures("own_caches")

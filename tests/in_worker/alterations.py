@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from deepspeed import DeepSpeedEngine
+from deepspeed.utils import get_z3_leaf_modules, set_z3_leaf_module
 from torch import nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.distributed.tensor import DTensor
@@ -165,11 +166,21 @@ def _verdicts(trainer: Trainer, config: TrainingConfig, compiled: bool) -> dict[
     }
     other_layers = dataclasses.replace(gpus.recipe, layer_class="GPTNeoXMLP")
     configs["layers"] = (dataclasses.replace(gpus, recipe=other_layers), compiled)
-    verdicts = {}
-    for name, (other, wish) in configs.items():
-        verdicts[name] = ""
-        try:
-            check_in_force(trainer, other, compiled=wish)
-        except MeasurementError as error:
-            verdicts[name] = str(error).partition("not in force: ")[2]
+    verdicts = {name: _verdict(trainer, *asked) for name, asked in configs.items()}
+    # As where DeepSpeed finds no such class, and only warns.
+    layers = get_z3_leaf_modules(trainer.model)  # pyright: ignore
+    for is_whole in (False, True):
+        for layer in layers:
+            set_z3_leaf_module(layer, is_whole)
+        verdicts["layers whole" if is_whole else "layers in parts"] = _verdict(
+            trainer, gpus, compiled
+        )
     return verdicts
+
+
+def _verdict(trainer: Trainer, config: TrainingConfig, compiled: bool) -> str:
+    try:
+        check_in_force(trainer, config, compiled=compiled)
+    except MeasurementError as error:
+        return str(error).partition("not in force: ")[2]
+    return ""

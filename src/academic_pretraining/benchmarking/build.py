@@ -15,7 +15,10 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
-from academic_pretraining.benchmarking.compiler import compile_for_each_shape
+from academic_pretraining.benchmarking.compiler import (
+    keep_recomputation,
+    take_sizes_for_constants,
+)
 from academic_pretraining.models.recipe import ModelRecipe, Task
 
 _AUTO_CLASSES = {
@@ -36,9 +39,11 @@ def build_model_for(
     under ZeRO-3 it comes up in shards. CPU, GPU and ZeRO-3 draw other numbers from the same seed,
     alike on all ranks.
     """
-    # Texts of one's own may differ in length, and would be compiled for each.
-    if arguments.torch_compile and recipe.image_size is not None:
-        compile_for_each_shape()
+    if arguments.torch_compile:
+        keep_recomputation()
+        # Texts of one's own may differ in length, and would be compiled for each.
+        if recipe.image_size is not None:
+            take_sizes_for_constants()
     how: Any = {"attention": attention, "free_lunch": free_lunch, "seed": arguments.seed}
     divided = arguments.fsdp or arguments.deepspeed
     if divided and (is_deepspeed_zero3_enabled() or not _fits_whole(recipe, arguments.device)):

@@ -11,7 +11,6 @@ from transformers import Trainer, TrainingArguments
 
 from academic_pretraining.benchmarking.build import build_model_for, synthetic_dataset
 from academic_pretraining.benchmarking.communication import CommunicationTimer, transfers
-from academic_pretraining.benchmarking.compiler import keep_recomputation
 from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
 from academic_pretraining.benchmarking.garbage import FreesCompilerGarbage
 from academic_pretraining.benchmarking.host import HostWatch, other_cpu_share
@@ -51,7 +50,6 @@ def run_probe(
     began = time.perf_counter()
     cuda = not config.hardware.gpu.is_cpu
     torch.compiler.reset()
-    keep_recomputation()
     clean_up(cuda=cuda)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
