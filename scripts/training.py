@@ -288,7 +288,9 @@ def train(
     host = HostWatch(timer.warm_up_steps)
     callbacks = [timer, comparison.SaysSpeed(timer, predicted, **how), StopEarly(), host]
     if stop_within_seconds is not None:
-        callbacks[1] = comparison.StopsWhenKnown(timer, limit_seconds=stop_within_seconds)
+        callbacks[1] = comparison.StopsWhenKnown(
+            timer, predicted=predicted, limit_seconds=stop_within_seconds
+        )
     trainer = Trainer(
         model=model,
         args=arguments,

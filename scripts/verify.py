@@ -90,15 +90,8 @@ def main(
         )
     with alone as company:
         from academic_pretraining.benchmarking.arguments import check_fields
-        from academic_pretraining.benchmarking.comparison import (
-            comparison_text,
-            deviations,
-            outlook,
-        )
 
         check_fields(fields, training_arguments)
-        predicted = setting["prediction"]["step_seconds"]
-        print(outlook(predicted, steps, limit_seconds), file=sys.stderr)
         report = _train(
             fields,
             setting,
@@ -114,6 +107,8 @@ def main(
             f"the training of {training_arguments} ended before a step was timed: the first two, "
             "an epoch's first and fp16 overflows are left out; give more --steps"
         )
+    from academic_pretraining.benchmarking.comparison import comparison_text, deviations
+
     print(comparison_text(report))
     allowed = {"step": tolerance, "peak memory": memory_tolerance}
     off = {name: e for name, e in deviations(report).items() if abs(e) > allowed[name]}

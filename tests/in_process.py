@@ -130,15 +130,15 @@ def _process_kept() -> Iterator[None]:
     environment = dict(os.environ)
     answered = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     root, torchrunx = logging.getLogger(), logging.getLogger("torchrunx")
-    handlers, levels = list(root.handlers), (root.level, torchrunx.level)
+    handlers, level, filters = list(root.handlers), root.level, list(torchrunx.filters)
     try:
         yield
     finally:
         for number, handler in answered.items():
             signal.signal(number, handler)
         root.handlers[:] = handlers
-        root.setLevel(levels[0])
-        torchrunx.setLevel(levels[1])
+        root.setLevel(level)
+        torchrunx.filters[:] = filters
         for name in set(os.environ) - set(environment):
             del os.environ[name]
         os.environ.update(environment)

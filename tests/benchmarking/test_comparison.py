@@ -17,7 +17,6 @@ from academic_pretraining.benchmarking.comparison import (
     comparison_text,
     deviations,
     finish_text,
-    outlook,
     speed_report,
     write_speed,
 )
@@ -214,19 +213,25 @@ def test_what_is_never_timed_is_given_up():
 
 
 @pytest.mark.parametrize(
-    ("step_seconds", "steps", "said"),
+    ("step_seconds", "said"),
     [
-        (8.5249, None, "14 timed ones at most, 8.525 s each as predicted: 0:02:16 after"),
+        (8.5249, "14 timed ones at most, 8.525 s each as predicted: 0:02:16, and"),
         # One is timed, however long it takes.
-        (5376.0, None, "1 timed ones at most, 5,376 s each as predicted: 4:28:48 after"),
-        (8.5249, 10, "8 timed ones, 8.525 s each as predicted: 0:01:25 after"),
-        (1e-300, None, "1,000,000 timed ones at most, 1e-300 s each as predicted: 0:00:00 after"),
-        (1e29, None, "1 timed ones at most, 1e+29 s each as predicted: 115740740 days, "),
+        (5376.0, "1 timed ones at most, 5,376 s each as predicted: 4:28:48, and"),
+        (1e-300, "1,000,000 timed ones at most, 1e-300 s each as predicted: 0:00:00, and"),
+        (1e29, "1 timed ones at most, 1e+29 s each as predicted: 115740740 days, "),
     ],
 )
-def test_a_verification_says_beforehand_how_long_it_takes(step_seconds, steps, said):
-    text = outlook(step_seconds, steps, 120.0)
-    assert text.startswith(f"2 optimizer steps of warm-up and {said}")
+def test_a_verification_says_beforehand_how_long_it_takes(step_seconds, said, capsys):
+    timer = StepTimer(cuda=False)
+    predicted = {"step_seconds": step_seconds}
+    stops = StopsWhenKnown(timer, predicted=predicted, limit_seconds=120.0)
+    for first in (True, False):
+        state = TrainerState(is_world_process_zero=first)
+        stops.on_train_begin(ANY, state, TrainerControl())
+        text = capsys.readouterr().out
+        assert text.startswith(f"2 optimizer steps of warm-up and {said}" if first else "")
+        assert bool(text) == first
 
 
 def test_the_first_steps_are_said_once_with_the_finish(capsys):

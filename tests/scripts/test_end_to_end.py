@@ -150,11 +150,15 @@ def test_a_training_tells_its_speed(exported, monkeypatch):
     (cli.folder / "args.json").write_text(json.dumps(exported.fields | quick))
     answer = cli(
         *("training.py", "--output-dir", "run", "--model-type", "pythia-14m"),
-        *("--training-arguments", "args.json", "--stop-after-steps", 3),
+        *("--training-arguments", "args.json", "--stop-after-steps", 11),
         torch=True,
     )
     assert answer.status == 0
     assert "Traceback" not in answer.err
+    # After the first eight that are timed, and in the end.
+    assert re.findall(r"(\d+) steps, standard error", answer.out) == ["8", "9"]
+    assert "142,990 optimizer steps are left, which alone take" in answer.out
+    assert "Launching" not in answer.out + answer.err
     speed = json.loads((cli.folder / "run" / "speed.json").read_text())
     assert list(speed) == [
         *("steps", "step_seconds", "step_standard_error_seconds", "samples", "unit"),
@@ -162,8 +166,9 @@ def test_a_training_tells_its_speed(exported, monkeypatch):
         "other_cpu_share",
     ]
     # The first two are warm-up.
-    assert speed["steps"] == len(speed["samples"]) == 1
-    assert speed["step_seconds"] == speed["samples"][0] > 0
+    assert speed["steps"] == len(speed["samples"]) == 9
+    assert speed["step_seconds"] == pytest.approx(sum(speed["samples"]) / 9)
+    assert min(speed["samples"]) > 0
     assert speed["peak_bytes"] is None
     assert speed["other_cpu_share"] is None or 0 <= speed["other_cpu_share"] <= 1
     # What was predicted is not for arguments that were edited.

@@ -181,9 +181,11 @@ class SaysSpeed(TrainerCallback):
         if self._left or not state.is_world_process_zero:
             return
         report = _report([_own(self._timer)], self._predicted, *self._how)
-        print(comparison_text(report))
+        print(comparison_text(report), flush=True)
         if report["steps"]:
-            print(finish_text(report["step_seconds"], state.max_steps - state.global_step))
+            left = state.max_steps - state.global_step
+            # torchrunx passes on what is flushed.
+            print(finish_text(report["step_seconds"], left), flush=True)
 
 
 def finish_text(step_seconds: float, steps: int) -> str:
@@ -193,20 +195,19 @@ def finish_text(step_seconds: float, steps: int) -> str:
     return f"{steps:,} optimizer steps are left, which alone take {left}: until {end}"
 
 
-def outlook(step_seconds: float, steps: int | None, limit_seconds: float) -> str:
+def outlook(step_seconds: float, limit_seconds: float) -> str:
     """Say how long a training to verify a prediction takes where the prediction is true.
 
     Args:
         step_seconds: predicted.
-        steps: how many, two of warm-up included; `None` for as many as are needed.
-        limit_seconds: of timed steps at most, where their number is not given.
+        limit_seconds: of timed steps at most; one is timed at least.
     """
-    timed = steps - 2 if steps else max(1, int(min(limit_seconds / step_seconds, 1e6)))
+    timed = max(1, int(min(limit_seconds / step_seconds, 1e6)))
     # A file's prediction may be anything; datetime ends at 8.6e13 s.
     takes = datetime.timedelta(seconds=round(min((2 + timed) * step_seconds, 1e13)))
     return (
-        f"2 optimizer steps of warm-up and {timed:,} timed ones{'' if steps else ' at most'}, "
-        f"{step_seconds:,.4g} s each as predicted: {takes} after loading and compilation"
+        f"2 optimizer steps of warm-up and {timed:,} timed ones at most, "
+        f"{step_seconds:,.4g} s each as predicted: {takes}, and compilation before"
     )
 
 
@@ -222,6 +223,7 @@ class StopsWhenKnown(TrainerCallback):
 
     Args:
         timer: of this rank; it must come before this callback.
+        predicted: as for `speed_report`; says beforehand how long it will take.
         relative_error: wished standard error of the mean, over it.
         limit_seconds: of timed steps, at most; the first one is never left out.
         few: timed steps from which the spread is judged.
@@ -231,15 +233,23 @@ class StopsWhenKnown(TrainerCallback):
         self,
         timer: StepTimer,
         *,
+        predicted: dict[str, Any] | None = None,
         relative_error: float = 0.01,
         limit_seconds: float = 120.0,
         few: int = 4,
     ) -> None:
         self._timer = timer
+        self._predicted = predicted
         self._relative_error, self._limit_seconds, self._few = relative_error, limit_seconds, few
         self._ends_at: int | None = None
         self._in_vain = 0
         self._asks_at = timer.warm_up_steps + 1
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Say how long it will take."""
+        if self._predicted and state.is_world_process_zero:
+            # torchrunx passes on what is flushed.
+            print(outlook(self._predicted["step_seconds"], self._limit_seconds), flush=True)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Decide, or do what was decided."""

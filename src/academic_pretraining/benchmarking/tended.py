@@ -41,7 +41,8 @@ def tended(start: Callable[[dict[str, str]], _T], *, source: Path) -> _T:
     Raises:
         TrainingError: whatever a worker or torchrunx raised.
     """
-    logging.getLogger("torchrunx").setLevel(logging.WARNING)
+    # Of the launcher's own; what workers print comes as records of loggers below it.
+    logging.getLogger("torchrunx").addFilter(_is_warning)
     accept_plain_log_records_only()
     end_log_server_with_parent()
     launched: Future[_T] = Future()
@@ -64,6 +65,10 @@ def tended(start: Callable[[dict[str, str]], _T], *, source: Path) -> _T:
             f"the training of {source} failed: {type(error).__name__}: {reason}; what workers "
             "said stands above"
         ) from error
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
 
 
 def _beside(call: Callable[[], _T], future: Future[_T]) -> None:
