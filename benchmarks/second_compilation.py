@@ -8,12 +8,12 @@ kept. What earlier runs compiled plays no part.
 """
 
 import argparse
-import csv
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 
 from academic_pretraining.benchmarking.probe import run_probe
@@ -41,13 +41,11 @@ def main() -> None:
     config = TrainingConfig(hardware=hardware, recipe=recipe, method=valid[options.method])
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(config, options.micro_batch_size, Path(folder))
-    for row in rows:
-        print(row)
+    table = pl.DataFrame(rows)
     if options.output:
-        with options.output.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        table.write_csv(options.output)
+    with pl.Config(tbl_cols=-1, tbl_width_chars=200, fmt_str_lengths=80):
+        print(table)
 
 
 def measure(config: TrainingConfig, micro_batch_size: int, folder: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -71,6 +72,13 @@ class Case:
     def start(self) -> "Case":
         """Plain data parallelism in fp32, whose initial weights all of a model's cases have."""
         return Case(model=self.model)
+
+
+def asked_for(request: pytest.FixtureRequest, parameter: str) -> set[Case]:
+    """Give the cases that tests of this run have as that parameter."""
+    items = (item for item in request.session.items if isinstance(item, pytest.Function))
+    found = (item.callspec.params.get(parameter) for item in items if hasattr(item, "callspec"))
+    return {case for case in found if isinstance(case, Case)}
 
 
 def write_cases(folder: Path, cases: Iterable[Case], gpu_type: str, **fields: Any) -> None:

@@ -5,13 +5,13 @@ two GPUs.
 """
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from contract.mathematics import (
     STEPS,
     Case,
     Computed,
+    asked_for,
     assert_begun_alike,
     assert_label_fits_types,
     assert_within,
@@ -70,11 +70,7 @@ def is_thorough(case: Case) -> bool:
 @pytest.fixture(scope="module")
 def in_fp32(request, tmp_path_factory) -> Path:
     """Train the cases that tests ask for, and those that they are compared with."""
-    needed: set[Case] = set()
-    for item in request.session.items:
-        if isinstance(item, pytest.Function) and "in_fp32" in item.fixturenames:
-            case: Any = item.callspec.params["pair"]
-            needed |= {case, case.plain}
+    needed = {c for case in asked_for(request, "pair") for c in (case, case.plain)}
     folder = tmp_path_factory.mktemp("mathematics")
     write_cases(folder, [case for case in IN_FP32 if case in needed], "cpu")
     run_ranks("compute.py", folder)

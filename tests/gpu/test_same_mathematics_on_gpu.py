@@ -12,6 +12,7 @@ import pytest
 import torch
 from contract.mathematics import (
     Case,
+    asked_for,
     assert_begun_alike,
     assert_label_fits_types,
     assert_within,
@@ -97,20 +98,16 @@ def each(cases: list[Case]) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module")
 def eager(request, tmp_path_factory) -> Path:
-    return compute("eager", tmp_path_factory.mktemp("eager"), asked_for(request, EAGER_CASES))
+    wanted = asked_for(request, "case")
+    cases = [case for case in EAGER_CASES if case in wanted]
+    return compute("eager", tmp_path_factory.mktemp("eager"), cases)
 
 
 @pytest.fixture(scope="module")
 def compiled(request, tmp_path_factory) -> Path:
-    cases = asked_for(request, COMPILED_CASES)
+    wanted = asked_for(request, "case")
+    cases = [case for case in COMPILED_CASES if case in wanted]
     return compute("compiled", tmp_path_factory.mktemp("compiled"), cases)
-
-
-def asked_for(request, cases: list[Case]) -> list[Case]:
-    """Leave out what no test of this run looks at."""
-    items = (item for item in request.session.items if isinstance(item, pytest.Function))
-    wanted = {item.callspec.params.get("case") for item in items if hasattr(item, "callspec")}
-    return [case for case in cases if case in wanted]
 
 
 @pytest.fixture

@@ -181,11 +181,14 @@ class SaysSpeed(TrainerCallback):
         if self._left or not state.is_world_process_zero:
             return
         report = _report([_own(self._timer)], self._predicted, *self._how)
-        print(comparison_text(report), flush=True)
+        _say(comparison_text(report))
         if report["steps"]:
-            left = state.max_steps - state.global_step
-            # torchrunx passes on what is flushed.
-            print(finish_text(report["step_seconds"], left), flush=True)
+            _say(finish_text(report["step_seconds"], state.max_steps - state.global_step))
+
+
+def _say(text: str) -> None:
+    # torchrunx passes on what is flushed.
+    print(text, flush=True)
 
 
 def finish_text(step_seconds: float, steps: int) -> str:
@@ -195,18 +198,19 @@ def finish_text(step_seconds: float, steps: int) -> str:
     return f"{steps:,} optimizer steps are left, which alone take {left}: until {end}"
 
 
-def outlook(step_seconds: float, limit_seconds: float) -> str:
+def outlook(step_seconds: float, warm_up_steps: int, limit_seconds: float) -> str:
     """Say how long a training to verify a prediction takes where the prediction is true.
 
     Args:
         step_seconds: predicted.
+        warm_up_steps: at the beginning, which are not timed.
         limit_seconds: of timed steps at most; one is timed at least.
     """
     timed = max(1, int(min(limit_seconds / step_seconds, 1e6)))
     # A file's prediction may be anything; datetime ends at 8.6e13 s.
-    takes = datetime.timedelta(seconds=round(min((2 + timed) * step_seconds, 1e13)))
+    takes = datetime.timedelta(seconds=round(min((warm_up_steps + timed) * step_seconds, 1e13)))
     return (
-        f"2 optimizer steps of warm-up and {timed:,} timed ones at most, "
+        f"{warm_up_steps} optimizer steps of warm-up and {timed:,} timed ones at most, "
         f"{step_seconds:,.4g} s each as predicted: {takes}, and compilation before"
     )
 
@@ -248,8 +252,8 @@ class StopsWhenKnown(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """Say how long it will take."""
         if self._predicted and state.is_world_process_zero:
-            # torchrunx passes on what is flushed.
-            print(outlook(self._predicted["step_seconds"], self._limit_seconds), flush=True)
+            warm_up_steps = self._timer.warm_up_steps
+            _say(outlook(self._predicted["step_seconds"], warm_up_steps, self._limit_seconds))
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Decide, or do what was decided."""
