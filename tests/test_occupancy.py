@@ -161,7 +161,29 @@ def test_scripts_take_turns(smi, holder, killed):
 
     with gpus_alone(TWO, os.environ, on_wait=release):
         assert other.wait(10) == (-9 if killed else 0)
-    assert told == ["another measurement is using a GPU: waiting for its end"]
+    assert told == [
+        f"another measurement (process {other.pid}) is using a GPU: waiting for its end"
+    ]
+
+
+@pytest.mark.parametrize(
+    "locks",
+    [
+        None,
+        "1: POSIX  ADVISORY  WRITE 12 00:21:{inode} 0 EOF\n",
+        "1: -> FLOCK  ADVISORY  WRITE 12 00:21:{inode} 0 EOF\n",
+        "1: FLOCK  ADVISORY  WRITE 12 00:21:1{inode} 0 EOF\n",
+        "1: FLOCK  ADVISORY  WRITE -1 00:21:{inode} 0 EOF\n",
+    ],
+)
+def test_who_has_a_gpu_is_left_open_where_the_system_does_not_tell(tmp_path, monkeypatch, locks):
+    with (tmp_path / "lock").open("w") as lock:
+        inode = os.fstat(lock.fileno()).st_ino
+        told = tmp_path / "locks"
+        if locks is not None:
+            told.write_text(locks.format(inode=inode))
+        monkeypatch.setattr(occupancy, "_LOCKS_OF_THE_SYSTEM", told)
+        assert occupancy._holder(lock.fileno()) == ""
 
 
 FORKS = """

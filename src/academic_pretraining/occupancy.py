@@ -23,6 +23,7 @@ PATIENCE_SECONDS = 20.0
 _ALLOWED_PATIENCE_SECONDS = 5.0
 # Not the TMPDIR of a script's user or job: the other script may have another one.
 _LOCKS = Path("/tmp")
+_LOCKS_OF_THE_SYSTEM = Path("/proc/locks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,10 @@ def gpus_alone(
                 _close_in_children()
                 _held.add(descriptor)
                 if not _locks(descriptor, wait=False):
-                    on_wait("another measurement is using a GPU: waiting for its end")
+                    on_wait(
+                        f"another measurement{_holder(descriptor)} is using a GPU: "
+                        "waiting for its end"
+                    )
                     _locks(descriptor, wait=True)
                     patience_seconds = max(patience_seconds, PATIENCE_SECONDS)
         first = ""
@@ -201,6 +205,19 @@ def _locks(descriptor: int, *, wait: bool) -> bool:
         # A file system without locks: nothing is known, and `check_idle` is left.
         return True
     return True
+
+
+def _holder(descriptor: int) -> str:
+    """Name the process that has a file locked; empty where the system does not tell."""
+    inode = os.fstat(descriptor).st_ino
+    with contextlib.suppress(OSError):
+        for line in _LOCKS_OF_THE_SYSTEM.read_text().splitlines():
+            # proc_locks(5): number, kind, advice, mode, process, device:inode; "->" for one who
+            # waits. A process of another container has no number above 0.
+            match line.split():
+                case [_, "FLOCK", _, _, process, file, *_] if file.endswith(f":{inode}"):
+                    return f" (process {process})" if int(process) > 0 else ""
+    return ""
 
 
 def is_much(used_bytes: float, total_bytes: float) -> bool:
