@@ -3,13 +3,13 @@
 import io
 import os
 import pickle
-import threading
-import time
 from types import SimpleNamespace
 from typing import Any
 
 from torchrunx import launcher
 from torchrunx.utils import log_streaming
+
+from academic_pretraining.benchmarking.orphaned import call_when_orphaned
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -42,14 +42,8 @@ def end_log_server_with_parent() -> None:
     serve = log_streaming.start_logging_server
 
     def start_logging_server(*arguments: Any) -> None:
-        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+        call_when_orphaned(parent, lambda: os._exit(1))
         serve(*arguments)
 
     # A private name: tests/faults/test_trainings_killed.py fails when it is not what serves.
     setattr(launcher, "start_logging_server", start_logging_server)  # noqa: B010
-
-
-def _die_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)

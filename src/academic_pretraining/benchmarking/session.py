@@ -4,11 +4,10 @@ import gc
 import json
 import os
 import signal
-import threading
-import time
 from pathlib import Path
 
 from academic_pretraining.benchmarking.agents_tmpdir import agents_tmpdir, restore_tmpdir
+from academic_pretraining.benchmarking.orphaned import call_when_orphaned
 from academic_pretraining.cores import thread_variables
 
 # Longer than any probe may take: who waits in vain is ended at the probe's deadline, by the
@@ -18,7 +17,7 @@ COLLECTIVES_SECONDS = 24 * 3600
 
 def main(directory: str, parent: str) -> None:
     """Launch the workers of a session; this is the child's side, `parent` is the other process."""
-    threading.Thread(target=_die_with_parent, args=(int(parent),), daemon=True).start()
+    call_when_orphaned(int(parent), lambda: os.killpg(0, signal.SIGKILL))
 
     gc.disable()
     import torchrunx
@@ -57,10 +56,3 @@ def work(directory: str) -> None:
     gc.freeze()
     gc.enable()
     worker.work(directory)
-
-
-def _die_with_parent(parent: int) -> None:
-    """End the whole group when the script that started it was killed."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os.killpg(0, signal.SIGKILL)
