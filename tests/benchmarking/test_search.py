@@ -32,6 +32,8 @@ class Device:
     per_example_seconds: float = 0.01
     launch_seconds: float = 0.02
     slower_from: int | None = None
+    slow: float = 2.0
+    noise: float = 0.0
     compile_fails_at: tuple[int, ...] = ()
     compiled_time: float = 1.0
 
@@ -40,7 +42,7 @@ class Device:
         return self.static + share * self.per_example * probe.micro_batch_size
 
     def micro_step_seconds(self, size: int, *, compiled: bool = False) -> float:
-        slow = 2.0 if self.slower_from is not None and size >= self.slower_from else 1.0
+        slow = self.slow if self.slower_from is not None and size >= self.slower_from else 1.0
         slow *= self.compiled_time if compiled else 1.0
         return self.launch_seconds + slow * self.per_example_seconds * size
 
@@ -56,14 +58,15 @@ class Device:
         return ProbeResult(
             probe=probe,
             outcome=Outcome.OK,
-            samples=tuple(self._sample(n, probe) for n in steps),
+            samples=tuple(self._sample(n, probe, i) for i, n in enumerate(steps)),
             peak_bytes=round(self.peak(probe)),
             device_bytes=round(self.memory),
         )
 
-    def _sample(self, accumulation: int, probe: Probe) -> probes.StepSample:
+    def _sample(self, accumulation: int, probe: Probe, number: int) -> probes.StepSample:
         micro_step = self.micro_step_seconds(probe.micro_batch_size, compiled=probe.compile)
         seconds = self.overhead_seconds + accumulation * micro_step
+        seconds *= 1 + self.noise * (-1) ** number
         rest = {"data_seconds": 0.0, "optimizer_seconds": 0.0, "skipped": False}
         return probes.StepSample(accumulation=accumulation, seconds=seconds, **rest)
 
@@ -251,10 +254,16 @@ def test_compilation_that_costs_memory_leads_to_smaller_sizes():
     assert best_size(config, history) == 16
 
 
-def test_a_smaller_size_that_is_faster_is_found():
+@pytest.mark.parametrize(
+    ("slow", "noise", "then"),
+    [(2.0, 0.0, [16]), (1.08, 0.0, [16]), (1.05, 0.0, []), (1.05, 0.05, [16])],
+)
+def test_a_smaller_size_that_is_faster_is_found(slow, noise, then):
+    # Of its time 32 saves 48%, 4.4% and 1.7%; with noise, nobody can tell whether it is so little.
     config = config_on()
-    history = search(config, Device(slower_from=64, compiled_share=1.0))
-    assert timed(history) == [64, 32, 16]
+    device = Device(slower_from=64, slow=slow, compiled_share=1.0, noise=noise)
+    history = search(config, device, dataclasses.replace(NORMAL, most_refinements=0))
+    assert timed(history) == [64, 32, *then]
     assert best_size(config, history) == 32
 
 
