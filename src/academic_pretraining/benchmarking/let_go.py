@@ -3,16 +3,26 @@
 import contextlib
 import gc
 import sys
+import time
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import Trainer
+
+from academic_pretraining.benchmarking.ranks import gather
+
+# Of the device's memory, what may stay allocated before a process is changed for a new one.
+_LEFTOVER_SHARE = 0.01
+# torch's watchdog of NCCL looks every 100 ms (kWatchdogThreadSleepMillis in ProcessGroupNCCL).
+_WATCHDOG_SECONDS = 0.2
+_MOST_EXCHANGES = 3
 
 
 def let_go(trainer: Trainer) -> None:
     """Take a model away from DeepSpeed, which keeps it, and its memory, alive otherwise.
 
-    What is not freed in spite of it is noticed as `leftover_bytes`.
+    What is not freed in spite of it is noticed by `leftover_bytes`.
     """
     engine: Any = trainer.model_wrapped
     if not hasattr(engine, "zero_optimization_stage"):
@@ -46,3 +56,28 @@ def clean_up(*, cuda: bool) -> None:
     gc.collect()
     if cuda:
         torch.cuda.empty_cache()
+
+
+def leftover_bytes(device_bytes: int) -> int:
+    """Device memory of this rank that is still allocated; every rank must call it.
+
+    What NCCL exchanged and nobody waited for by its name, as DDP's gradients, torch keeps until its
+    watchdog has seen that it is over and another exchange begins. Where much is left, one is made.
+    """
+    for _ in range(_MOST_EXCHANGES):
+        everyone = gather(torch.cuda.memory_allocated())
+        if len(everyone) == 1 or not is_much_left(max(everyone), device_bytes):
+            break
+        time.sleep(_WATCHDOG_SECONDS)
+        _exchange()
+    return torch.cuda.memory_allocated()
+
+
+def is_much_left(leftover_bytes: int, device_bytes: int) -> bool:
+    """Whether so much is left that the next probe belongs into a new process."""
+    return leftover_bytes > _LEFTOVER_SHARE * device_bytes
+
+
+def _exchange() -> None:
+    dist.all_reduce(torch.zeros(1, device="cuda"))
+    torch.cuda.synchronize()

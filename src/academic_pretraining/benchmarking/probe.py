@@ -16,7 +16,7 @@ from academic_pretraining.benchmarking.garbage import FreesCompilerGarbage
 from academic_pretraining.benchmarking.host import HostWatch, other_cpu_share
 from academic_pretraining.benchmarking.in_force import check_in_force
 from academic_pretraining.benchmarking.learning import check_learning, moved
-from academic_pretraining.benchmarking.let_go import clean_up, let_go
+from academic_pretraining.benchmarking.let_go import clean_up, leftover_bytes, let_go
 from academic_pretraining.benchmarking.probes import (
     Outcome,
     Probe,
@@ -89,8 +89,8 @@ def run_probe(
     let_go(trainer)
     del trainer, timer, saver, exchange, host
     clean_up(cuda=cuda)
-    mine["leftover_bytes"] = torch.cuda.memory_allocated() if cuda else 0
     mine["device_bytes"] = device_bytes(cuda)
+    mine["leftover_bytes"] = leftover_bytes(mine["device_bytes"]) if cuda else 0
     everyone = gather(mine)
     check_learning([rank["moved"] for rank in everyone])
     # Every rank has written its part; the session's end removes it.

@@ -20,6 +20,7 @@ from academic_pretraining.benchmarking.ceiling import ceiling_flops
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.failures import classify
 from academic_pretraining.benchmarking.flops import model_flops_per_example
+from academic_pretraining.benchmarking.let_go import is_much_left
 from academic_pretraining.benchmarking.probe import device_bytes, run_probe
 from academic_pretraining.benchmarking.probes import ProbeResult
 from academic_pretraining.benchmarking.ranks import let_collectives_wait
@@ -33,8 +34,6 @@ from academic_pretraining.gpus import gpu_type_of
 
 # How soon a rank that waits notices its request.
 _POLL_SECONDS = 0.05
-# Device memory that may stay allocated after a probe before the process is changed for a new one.
-_LEFTOVER_SHARE = 0.01
 
 
 def work(directory: str) -> None:
@@ -113,8 +112,9 @@ def _probe_on(folder: Path, rank: int) -> None:
         history.append(result)
         if rank == 0:
             _tell(folder, {"kind": "result", "result": result.to_dict()})
-        if result.leftover_bytes > _LEFTOVER_SHARE * result.device_bytes:
+        if is_much_left(result.leftover_bytes, result.device_bytes):
             if rank == 0:
+                print(f"{result.leftover_bytes} bytes are left of a probe: a new process follows")
                 _tell(folder, {"kind": "restart"})
             return
     if rank == 0:
