@@ -1,7 +1,7 @@
 """A measurement whose sessions end as a test says, without processes."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from academic_pretraining.benchmarking.probes import (
     StepSample,
 )
 from academic_pretraining.benchmarking.sessions import Sessions
+from academic_pretraining.methods import Method
 from academic_pretraining.occupancy import Company
 
 ENVIRONMENT = {
@@ -103,6 +104,8 @@ def play(monkeypatch, tiny_config, tmp_path, given, taken, unlaunched):
         workers: int = 2,
         notes: Notes | None = None,
         company: Company | None = None,
+        method: Method | None = None,
+        on_probe: Callable[[Probe], None] = lambda probe: None,
     ):
         ends = list(sessions)
 
@@ -121,6 +124,7 @@ def play(monkeypatch, tiny_config, tmp_path, given, taken, unlaunched):
             for result in ends.pop(0):
                 if isinstance(result, BaseException):
                     raise result
+                on_probe(result.probe)
                 results.append(result)
                 if result.outcome is Outcome.OK:
                     on_result(result)
@@ -134,8 +138,8 @@ def play(monkeypatch, tiny_config, tmp_path, given, taken, unlaunched):
             return end
 
         monkeypatch.setattr(measure_module, "run_session", run_session)
-        config = tiny_config(gpu_type=gpu_type, workers=workers, global_batch_size=64)
+        config = tiny_config(method, gpu_type=gpu_type, workers=workers, global_batch_size=64)
         where = Sessions(tmp_path / "new" / "scratch", alone=alone)
-        return measure(config, Effort(), sessions=where, notes=notes)
+        return measure(config, Effort(), sessions=where, notes=notes, on_probe=on_probe)
 
     return run

@@ -11,6 +11,7 @@ from academic_pretraining.benchmarking.post_mortem import NO_PROBE
 from academic_pretraining.benchmarking.probes import Outcome, ProbeResult, Purpose
 from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.errors import DeviceBusyError, MeasurementError
+from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.occupancy import Company
 
 UNBEGUN = ProbeResult(probe=NO_PROBE, outcome=Outcome.CRASHED)
@@ -86,6 +87,21 @@ def test_memory_that_others_had_taken_is_no_result(play, given):
 def test_devices_are_taken_by_the_first_session_that_comes_to_use_them(play, taken):
     play([UNBEGUN], [a_result(1, purpose=Purpose.MEMORY)], [a_result(4)], unready=1)
     assert taken == [1]
+
+
+@pytest.mark.parametrize(("offloading", "asks_at"), [(False, [0, 3, 4]), (True, [3, 4])])
+def test_the_next_session_is_launched_while_nothing_is_timed_that_the_host_computes(
+    play, monkeypatch, offloading, asks_at
+):
+    begun, asked = [], []
+    monkeypatch.setattr(Sessions, "launch_ahead", lambda self, hardware: asked.append(len(begun)))
+    memory = a_result(1, purpose=Purpose.MEMORY)
+    play(
+        [memory, a_result(4, step=1.0), a_result(2, step=1.0), an_exchange(), a_checkpoint()],
+        method=Method(sharding=Sharding.ZERO_2, offloading=offloading),
+        on_probe=begun.append,
+    )
+    assert asked == asks_at
 
 
 def test_a_fault_that_would_come_again_is_raised_at_once(play, given):

@@ -91,13 +91,17 @@ def test_only_what_makes_the_run_short_departs_from_what_is_exported(config, tmp
     assert different == {"gradient_accumulation_steps": 4, "max_steps": 6, "report_to": []}
 
 
-def test_memory_is_freed_before_a_step_s_end_is_timed(config, tmp_path, watched):
-    run_probe(config, TIMING, output_dir=str(tmp_path))
+@pytest.mark.parametrize(("warm_up_steps", "freed"), [(0, 0), (1, 1), (2, 2), (3, 2)])
+def test_memory_is_freed_before_a_step_s_end_is_timed(
+    config, tmp_path, watched, warm_up_steps, freed
+):
+    probe = dataclasses.replace(TIMING, warm_up_steps=warm_up_steps)
+    run_probe(config, probe, output_dir=str(tmp_path))
     [trainer] = watched
     kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
     assert kinds.index(FreesCompilerGarbage) < kinds.index(StepTimer)
     callback = trainer.callback_handler.callbacks[kinds.index(FreesCompilerGarbage)]
-    assert callback.steps == TIMING.warm_up_steps  # pyright: ignore
+    assert callback.steps == freed  # pyright: ignore
 
 
 def test_the_run_is_as_long_as_asked_and_leaves_nothing_on_disk(config, tmp_path, watched):

@@ -23,7 +23,7 @@ from academic_pretraining.benchmarking.probes import (
 from academic_pretraining.benchmarking.search import next_probe
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.gpus import Hardware
-from academic_pretraining.methods import Method
+from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.models import get_model
 
 GIB = 2**30
@@ -33,6 +33,7 @@ PATIENT = Effort(
     saves=False,
     high_steps=3,
     epochs=3,
+    warm_up_steps=2,
     relative_error=0.007,
     most_refinements=2,
 )
@@ -55,7 +56,8 @@ def truth(accumulation: int, size: int, slow_from: int) -> float:
 def answer(probe: Probe, noise: float, slow_from: int = 1000) -> ProbeResult:
     """Run a probe as the Trainer does, every other step too slow and the rest too fast."""
     epoch = [probe.high] * probe.high_steps + [probe.low] * (probe.low > 0)
-    steps = [n for e in range(probe.epochs) for n in (epoch[2:] if e == 0 else epoch[1:])]
+    warm_up = probe.warm_up_steps
+    steps = [n for e in range(probe.epochs) for n in (epoch[warm_up:] if e == 0 else epoch[1:])]
     size = probe.micro_batch_size
     samples = tuple(
         StepSample(
@@ -102,8 +104,41 @@ def test_noisy_steps_lead_to_longer_ones_up_to_the_real_one():
         assert dataclasses.replace(probe, **shape) == first
 
 
-def test_quiet_steps_lead_to_none():
-    assert lengths(search(config_on(), AT_8, QUIET)) == [(1, 4)]
+def test_quiet_steps_lead_to_none_on_one_gpu():
+    # Of 128 micro-batches.
+    assert lengths(search(config_on(gpus=1), AT_8, QUIET)) == [(1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "offloading", "micro_batch_size", "runs"),
+    [
+        (2, False, 8, [(1, 4), (4, 16)]),
+        (1, True, 8, [(1, 4), (4, 16)]),
+        # 16 real ones are four times 4.
+        (8, False, 8, [(1, 4)]),
+        (8, False, 4, [(1, 4), (4, 16)]),
+    ],
+)
+def test_a_far_step_of_several_gpus_or_of_the_host_is_confirmed_once(
+    gpus, offloading, micro_batch_size, runs
+):
+    effort = dataclasses.replace(AT_8, micro_batch_sizes=(micro_batch_size,))
+    config = config_on("h100", gpus=gpus)
+    if offloading:
+        method = Method(sharding=Sharding.ZERO_2, offloading=True)
+        config = dataclasses.replace(config, method=method)
+    assert lengths(search(config, effort, QUIET)) == runs
+    assert lengths(search(config, dataclasses.replace(effort, most_refinements=0), QUIET)) == [
+        runs[0]
+    ]
+
+
+def test_longer_runs_are_shorter_in_steps():
+    effort = dataclasses.replace(AT_8, high_steps=7, epochs=1, warm_up_steps=3)
+    first, second = search(config_on(), effort, QUIET)
+    assert (first.probe.high_steps, second.probe.high_steps) == (7, 6)
+    assert len(first.samples) == 5
+    assert len(second.samples) == 4
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 4, 9])
@@ -132,8 +167,10 @@ def test_every_refinement_has_a_reason(noise, most, size, wanted):
         assert before.probe.high < real
         assert after.probe.low == before.probe.high
         assert after.probe.high == min(real, 4 * before.probe.high)
+    far = real > 4 * history[0].probe.high
     if noise == 0 or history[0].probe.high == real:
-        assert len(history) == 1
+        assert len(history) == (2 if far and most else 1)
+    assert not (far and most) or len(history) > 1
 
 
 def test_the_prediction_gets_better():

@@ -2,7 +2,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from academic_pretraining.benchmarking import probes
@@ -17,7 +17,9 @@ from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.models import get_model
 
 GIB = 2**30
-NORMAL = Effort(profiles=False, saves=False)
+# What is timed again has tests of its own.
+ONCE = Effort(most_refinements=0)
+NORMAL = dataclasses.replace(ONCE, profiles=False, saves=False)
 
 
 @dataclass(kw_only=True)
@@ -52,9 +54,10 @@ class Device:
             return ProbeResult(probe=probe, outcome=Outcome.COMPILE_FAILED, cause="no kernel")
         if self.peak(probe) > self.memory:
             return ProbeResult(probe=probe, outcome=Outcome.OUT_OF_MEMORY)
-        # As the Trainer does it: an epoch's first step and the first two of all are left out.
+        # As the Trainer does it: an epoch's first step and the warm-up are left out.
         epoch = [probe.high] * probe.high_steps + [probe.low] * (probe.low > 0)
-        steps = [n for e in range(probe.epochs) for n in (epoch[2:] if e == 0 else epoch[1:])]
+        warm_up = probe.warm_up_steps
+        steps = [n for e in range(probe.epochs) for n in (epoch[warm_up:] if e == 0 else epoch[1:])]
         return ProbeResult(
             probe=probe,
             outcome=Outcome.OK,
@@ -123,11 +126,18 @@ devices = st.builds(
 
 @settings(deadline=None, max_examples=200)
 @given(device=devices, gpus=st.sampled_from([1, 2, 3, 6, 8]), most=st.integers(1, 6))
+@example(
+    # 128 examples lack 256 bytes for the inputs of a real step.
+    device=Device(memory=8 * GIB, static=0, per_example=22314982, compiled_share=3),
+    gpus=1,
+    most=1,
+)
 def test_every_search_ends_with_the_fastest_of_what_it_timed(device, gpus, most):
     config = config_on(gpus=gpus, batch_tolerance=0.01)
     history = search(config, device, dataclasses.replace(NORMAL, most_timings=most))
     fitted = timed(history)
-    assert len(fitted) <= most
+    # One that fits in short steps alone does not count.
+    assert len(timings(config, history)) <= most
     assert len(set(fitted)) == len(fitted)
     best = best_timing(config, history)
     compiles = Outcome.COMPILE_FAILED not in [r.outcome for r in history]
@@ -262,7 +272,7 @@ def test_a_smaller_size_that_is_faster_is_found(slow, noise, then):
     # Of its time 32 saves 48%, 4.4% and 1.7%; with noise, nobody can tell whether it is so little.
     config = config_on()
     device = Device(slower_from=64, slow=slow, compiled_share=1.0, noise=noise)
-    history = search(config, device, dataclasses.replace(NORMAL, most_refinements=0))
+    history = search(config, device)
     assert timed(history) == [64, 32, *then]
     assert best_size(config, history) == 32
 
@@ -356,11 +366,11 @@ def test_timing_runs_hold_real_steps_or_two_lengths_to_extrapolate_from(per_exam
 @pytest.mark.parametrize(
     ("device", "effort", "saved"),
     [
-        (Device(), Effort(), [1]),
+        (Device(), ONCE, [1]),
         (Device(), NORMAL, []),
         (Device(), Effort(largest_checkpoint_bytes=1e9), []),
         # What does not fit is not saved.
-        (Device(static=100 * GIB), Effort(), []),
+        (Device(static=100 * GIB), ONCE, []),
     ],
 )
 def test_one_checkpoint_is_written_in_the_end(device, effort, saved):
@@ -373,14 +383,14 @@ def test_one_checkpoint_is_written_in_the_end(device, effort, saved):
 @pytest.mark.parametrize(
     ("gpu_type", "gpus", "device", "effort", "last"),
     [
-        ("a100", 2, Device(), Effort(), [Purpose.COMMUNICATION, Purpose.SAVING]),
-        ("a100", 2, Device(), Effort(saves=False), [Purpose.COMMUNICATION]),
-        ("a100", 2, Device(), Effort(profiles=False), [Purpose.SAVING]),
+        ("a100", 2, Device(), ONCE, [Purpose.COMMUNICATION, Purpose.SAVING]),
+        ("a100", 2, Device(), dataclasses.replace(ONCE, saves=False), [Purpose.COMMUNICATION]),
+        ("a100", 2, Device(), dataclasses.replace(ONCE, profiles=False), [Purpose.SAVING]),
         # Nobody to talk to, and no GPU to look at.
-        ("a100", 1, Device(), Effort(), [Purpose.SAVING]),
-        ("cpu", 2, Device(), Effort(), [Purpose.SAVING]),
+        ("a100", 1, Device(), ONCE, [Purpose.SAVING]),
+        ("cpu", 2, Device(), ONCE, [Purpose.SAVING]),
         # What does not fit is not looked at.
-        ("a100", 2, Device(static=100 * GIB), Effort(), []),
+        ("a100", 2, Device(static=100 * GIB), ONCE, []),
     ],
 )
 def test_communication_is_looked_at_between_timing_and_saving(gpu_type, gpus, device, effort, last):
@@ -392,7 +402,7 @@ def test_communication_is_looked_at_between_timing_and_saving(gpu_type, gpus, de
 def test_communication_is_looked_at_eagerly_in_steps_of_two_lengths():
     [probe] = [
         r.probe
-        for r in search(config_on(), Device(), Effort(saves=False))
+        for r in search(config_on(), Device(), dataclasses.replace(ONCE, saves=False))
         if r.probe.purpose is Purpose.COMMUNICATION
     ]
     assert (probe.micro_batch_size, probe.high, probe.low, probe.compile) == (1, 3, 1, False)
@@ -401,9 +411,9 @@ def test_communication_is_looked_at_eagerly_in_steps_of_two_lengths():
 
 @pytest.mark.parametrize("outcome", [Outcome.CRASHED, Outcome.HUNG, Outcome.OUT_OF_MEMORY])
 def test_communication_that_was_not_seen_is_not_looked_at_again(outcome):
-    history = search(config_on(), Device(), Effort(saves=False))
+    history = search(config_on(), Device(), dataclasses.replace(ONCE, saves=False))
     failed = dataclasses.replace(history[-1], outcome=outcome, samples=())
     assert failed.probe.purpose is Purpose.COMMUNICATION
-    probe = next_probe(config_on(), Effort(), [*history[:-1], failed])
+    probe = next_probe(config_on(), ONCE, [*history[:-1], failed])
     assert probe is not None
     assert probe.purpose is Purpose.SAVING

@@ -28,9 +28,9 @@ class Effort:
     most_timings: int = 4
     relative_error: float = 0.01
     most_refinements: int = 2
-    high_steps: int = 6
+    high_steps: int = 7
     epochs: int = 1
-    warm_up_steps: int = 2
+    warm_up_steps: int = 3
     usable_memory: float = 0.94
     micro_batch_sizes: tuple[int, ...] = ()
     profiles: bool = True

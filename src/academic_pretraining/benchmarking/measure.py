@@ -21,6 +21,8 @@ from academic_pretraining.occupancy import Company, is_much
 from academic_pretraining.records import Measurement
 
 _NO_RESULT = (Outcome.CRASHED, Outcome.HUNG, Outcome.HOST_OUT_OF_MEMORY)
+# After all timing.
+_LAST = (Purpose.COMMUNICATION, Purpose.SAVING)
 
 
 def measure(
@@ -85,6 +87,11 @@ def _measure(
         if not config.method.offloading:
             sessions.launch_ahead(config.hardware)
 
+    def begin(probe: Probe) -> None:
+        if probe.purpose in _LAST:
+            sessions.launch_ahead(config.hardware)
+        on_probe(probe)
+
     while not (ends and ends[-1].finished):
         with sessions.open(config.hardware) as launched:
             directory = launched.directory
@@ -94,7 +101,7 @@ def _measure(
                 effort,
                 history,
                 on_ready=take_devices,
-                on_probe=on_probe,
+                on_probe=begin,
                 on_result=lambda result: note([result]),
             )
             ends.append(end)

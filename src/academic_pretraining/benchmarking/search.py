@@ -7,8 +7,8 @@ leave room for it.
 Where it is not known whether compilation pays, this is done without, and then with it from the
 fastest size on: larger ones as they fit, smaller ones where it is faster.
 Then, where the steps vary so much that the real step, with its many micro-batches, is uncertain,
-the best one is timed again with longer accumulation. Last, communication between GPUs is looked
-at, and a checkpoint is written.
+or it is far and other GPUs or the host take part, the best one is timed again with longer
+accumulation. Last, communication between GPUs is looked at, and a checkpoint is written.
 Every rank of a session, and the session that carries on after one died, takes the same decision
 from the same history.
 """
@@ -238,9 +238,10 @@ def _timing_probe(
     guess = guessed_micro_step_seconds(plan.micro_batch_size, history)
     micro_batches = effort.timing_seconds / guess if guess else 2.0 * effort.timing_seconds
     accumulation = plan.gradient_accumulation_steps
-    if accumulation * (effort.warm_up_steps + 4) <= max(micro_batches, 12):
+    fewest = effort.warm_up_steps + 4
+    if accumulation * fewest <= max(micro_batches, 12):
         high, low = accumulation, 0
-        epochs, high_steps = 1, min(30, max(6, round(micro_batches / accumulation)))
+        epochs, high_steps = 1, min(30, max(fewest, round(micro_batches / accumulation)))
     else:
         # Few long steps, not many short ones: on an H200 at its power limit a step of 1, 3, 12 and
         # 32 micro-batches took 0.2101, 0.2066, 0.2045 and 0.2037 s for each.
