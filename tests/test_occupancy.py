@@ -170,20 +170,29 @@ def test_scripts_take_turns(smi, holder, killed):
     "locks",
     [
         None,
-        "1: POSIX  ADVISORY  WRITE 12 00:21:{inode} 0 EOF\n",
-        "1: -> FLOCK  ADVISORY  WRITE 12 00:21:{inode} 0 EOF\n",
-        "1: FLOCK  ADVISORY  WRITE 12 00:21:1{inode} 0 EOF\n",
-        "1: FLOCK  ADVISORY  WRITE -1 00:21:{inode} 0 EOF\n",
+        "1: POSIX  ADVISORY  WRITE 12 {device}:{inode} 0 EOF\n",
+        "1: -> FLOCK  ADVISORY  WRITE 12 {device}:{inode} 0 EOF\n",
+        "1: FLOCK  ADVISORY  WRITE 12 {device}:1{inode} 0 EOF\n",
+        # On another file system.
+        "1: FLOCK  ADVISORY  WRITE 12 0{device}:{inode} 0 EOF\n",
+        "1: FLOCK  ADVISORY  WRITE -1 {device}:{inode} 0 EOF\n",
+        "1: FLOCK  ADVISORY  WRITE ? {device}:{inode} 0 EOF\n",
     ],
 )
 def test_who_has_a_gpu_is_left_open_where_the_system_does_not_tell(tmp_path, monkeypatch, locks):
+    told = tmp_path / "locks"
+    monkeypatch.setattr(occupancy, "_LOCKS_OF_THE_SYSTEM", told)
     with (tmp_path / "lock").open("w") as lock:
-        inode = os.fstat(lock.fileno()).st_ino
-        told = tmp_path / "locks"
+        found = os.fstat(lock.fileno())
+        where = {
+            "device": f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}",
+            "inode": found.st_ino,
+        }
         if locks is not None:
-            told.write_text(locks.format(inode=inode))
-        monkeypatch.setattr(occupancy, "_LOCKS_OF_THE_SYSTEM", told)
+            told.write_text(locks.format(**where))
         assert occupancy._holder(lock.fileno()) == ""
+        told.write_text("1: FLOCK  ADVISORY  WRITE 12 {device}:{inode} 0 EOF\n".format(**where))
+        assert occupancy._holder(lock.fileno()) == " (process 12)"
 
 
 FORKS = """

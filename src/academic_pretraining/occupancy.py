@@ -209,13 +209,14 @@ def _locks(descriptor: int, *, wait: bool) -> bool:
 
 def _holder(descriptor: int) -> str:
     """Name the process that has a file locked; empty where the system does not tell."""
-    inode = os.fstat(descriptor).st_ino
-    with contextlib.suppress(OSError):
+    locked = os.fstat(descriptor)
+    device = f"{os.major(locked.st_dev):02x}:{os.minor(locked.st_dev):02x}"
+    with contextlib.suppress(OSError, ValueError):
         for line in _LOCKS_OF_THE_SYSTEM.read_text().splitlines():
-            # proc_locks(5): number, kind, advice, mode, process, device:inode; "->" for one who
+            # proc_locks(5): number, kind, advice, mode, process, device and inode; "->" for one who
             # waits. A process of another container has no number above 0.
             match line.split():
-                case [_, "FLOCK", _, _, process, file, *_] if file.endswith(f":{inode}"):
+                case [_, "FLOCK", _, _, process, file, *_] if file == f"{device}:{locked.st_ino}":
                     return f" (process {process})" if int(process) > 0 else ""
     return ""
 

@@ -89,7 +89,7 @@ def test_devices_are_taken_by_the_first_session_that_comes_to_use_them(play, tak
     assert taken == [1]
 
 
-@pytest.mark.parametrize(("offloading", "asks_at"), [(False, [0, 3, 4]), (True, [3, 4])])
+@pytest.mark.parametrize(("offloading", "asks_at"), [(False, [0, 3]), (True, [3])])
 def test_the_next_session_is_launched_while_nothing_is_timed_that_the_host_computes(
     play, monkeypatch, offloading, asks_at
 ):

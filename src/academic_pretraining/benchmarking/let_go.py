@@ -62,11 +62,12 @@ def leftover_bytes(device_bytes: int) -> int:
     """Device memory of this rank that is still allocated; every rank must call it.
 
     What NCCL exchanged and nobody waited for by its name, as DDP's gradients, torch keeps until its
-    watchdog has seen that it is over and another exchange begins. Where much is left, one is made.
+    watchdog has seen that it is over and another exchange of the same group begins. Where much is
+    left, one is made in the default group, in which DDP and FSDP exchange.
     """
     for _ in range(_MOST_EXCHANGES):
-        everyone = gather(torch.cuda.memory_allocated())
-        if len(everyone) == 1 or not is_much_left(max(everyone), device_bytes):
+        everyone = gather(is_much_left(torch.cuda.memory_allocated(), device_bytes))
+        if len(everyone) == 1 or not any(everyone):
             break
         time.sleep(_WATCHDOG_SECONDS)
         _exchange()

@@ -21,8 +21,6 @@ from academic_pretraining.occupancy import Company, is_much
 from academic_pretraining.records import Measurement
 
 _NO_RESULT = (Outcome.CRASHED, Outcome.HUNG, Outcome.HOST_OUT_OF_MEMORY)
-# After all timing.
-_LAST = (Purpose.COMMUNICATION, Purpose.SAVING)
 
 
 def measure(
@@ -88,7 +86,9 @@ def _measure(
             sessions.launch_ahead(config.hardware)
 
     def begin(probe: Probe) -> None:
-        if probe.purpose in _LAST:
+        # All steps are timed by then. Loading goes on while the checkpoint is written, one core a
+        # rank; it does not begin with it, so that on one GPU nothing disturbs that.
+        if probe.purpose is Purpose.COMMUNICATION:
             sessions.launch_ahead(config.hardware)
         on_probe(probe)
 

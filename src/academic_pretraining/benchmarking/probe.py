@@ -29,10 +29,10 @@ from academic_pretraining.benchmarking.timing import EnoughTimed, SaveTimer, Ste
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.training_arguments import training_arguments_fields
 
-# Steps in which garbage is collected, as in scripts/training.py: one less than the warm-up of a
-# timing, for the next step waits for what the collector held up on each rank. On H100s the first
-# step after it took 2.3% longer than later ones where several GPUs or the host took part (median of
-# 39 compiled timings, 15% at most; artifacts/results), and as long elsewhere.
+# Steps in which garbage is collected: one less than the warm-up of a timing, so that a step lies
+# between. On H100s the first step after it took 4.6% longer than later ones with offloading on one
+# GPU, 1.1% on two (median of 13 and 21 compiled timings; 15% at most), and as long on one GPU alone
+# (artifacts/README.md).
 _COLLECTED_STEPS = 2
 
 

@@ -15,11 +15,11 @@ from academic_pretraining.config import TrainingConfig
 
 # Runs are so many times longer than the ones before.
 _LENGTHENED = 4
-# Where several GPUs or the host take part, a step's first micro-batches are not like the rest. On
-# H100s steps of 3 to 12 had predicted the real one 3.1% off there (median of the twelve settings
-# that were lengthened; 13% at most, and 4.5% with an error of 1.1%), where those of eight settings
-# of one GPU alone, which were not, were 1.2% off at most (artifacts/results). So a prediction from
-# steps shorter than one in so many is confirmed by longer ones.
+# Where several GPUs or the host take part, a step's first micro-batches are not like the rest. Of
+# the twelve such settings on H100s that were lengthened, steps of 3 to 10 had predicted the real
+# one 3% off (median; 13% at most, and 4% with an estimated error of 1.1%); those of four settings
+# of one GPU alone 1%, 2.5% at most (artifacts/README.md). So there a prediction from steps shorter
+# than one in so many is confirmed by longer ones.
 _FAR = 4
 
 

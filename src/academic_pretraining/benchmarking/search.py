@@ -34,7 +34,7 @@ from academic_pretraining.config import BatchPlan, TrainingConfig
 _LOW_SHARE = 1 / 4
 # A smaller micro-batch gains less with each halving, and each may cost a compilation of minutes: in
 # the five settings that timed three sizes on H100s a halving gained 0.3 to 2.9%, and the next one
-# lost 5 to 14%, at least 7.8 points less (Pythia 160m, 410m and 1b; artifacts/results).
+# lost 5 to 14%, at least 6 points less (Pythia 160m, 410m and 1b; artifacts/results).
 _LEAST_GAIN = 0.04
 
 
@@ -134,19 +134,22 @@ def _next_timing(
         ]
         if larger:
             return max(larger)
-    if best == min(timed) and not _gained_little(config, timed, best):
+    # Smaller: not after longer runs, which follow when this was decided.
+    lengthened = sum(r.probe.micro_batch_size == best for r in tried) > 1
+    if best == min(timed) and not lengthened and not _gained_little(config, timed, best):
         return max((s for s in sizes if s < min(best, too_large)), default=None)
     return None
 
 
 def _gained_little(config: TrainingConfig, timed: dict[int, ProbeResult], best: int) -> bool:
     """Whether the last step down to the best size, as far as it is known, is hardly faster."""
-    larger = [size for size in timed if size > best]
-    if not larger:
+    larger = min((size for size in timed if size > best), default=None)
+    if larger is None:
         return False
-    before, now = (predicted_step_time(config, timed[size]) for size in (min(larger), best))
+    before, now = (predicted_step_time(config, timed[size]) for size in (larger, best))
     error = math.hypot(*(t.standard_error_seconds / t.seconds for t in (before, now)))
-    return 1 - now.seconds / before.seconds + error < _LEAST_GAIN
+    share = max(now.seconds / before.seconds - error, 0.0)
+    return 1 - share ** (1 / math.log2(larger / best)) < _LEAST_GAIN
 
 
 def _first_timing(
@@ -239,7 +242,7 @@ def _timing_probe(
     micro_batches = effort.timing_seconds / guess if guess else 2.0 * effort.timing_seconds
     accumulation = plan.gradient_accumulation_steps
     fewest = effort.warm_up_steps + 4
-    if accumulation * fewest <= max(micro_batches, 12):
+    if accumulation * fewest <= max(micro_batches, 2 * fewest):
         high, low = accumulation, 0
         epochs, high_steps = 1, min(30, max(fewest, round(micro_batches / accumulation)))
     else:
