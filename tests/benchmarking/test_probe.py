@@ -7,6 +7,7 @@ from transformers import Trainer
 
 from academic_pretraining.benchmarking import probe as probe_module
 from academic_pretraining.benchmarking.build import build_model, build_model_for
+from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.garbage import FreesCompilerGarbage
 from academic_pretraining.benchmarking.probe import run_probe
 from academic_pretraining.benchmarking.probes import Outcome, Probe, Purpose
@@ -89,6 +90,11 @@ def test_only_what_makes_the_run_short_departs_from_what_is_exported(config, tmp
     different = {name: value for name, value in found.items() if value != fields[name]}
     # The Trainer itself reads "none" as an empty list.
     assert different == {"gradient_accumulation_steps": 4, "max_steps": 6, "report_to": []}
+
+
+def test_a_step_lies_between_the_last_collection_and_what_is_timed():
+    assert Effort().warm_up_steps == probe_module._COLLECTED_STEPS + 1
+    assert Effort().high_steps == Effort().warm_up_steps + 4
 
 
 @pytest.mark.parametrize(("warm_up_steps", "freed"), [(0, 0), (1, 1), (2, 2), (3, 2)])

@@ -133,6 +133,37 @@ def test_a_far_step_of_several_gpus_or_of_the_host_is_confirmed_once(
     ]
 
 
+@pytest.mark.parametrize(("wish", "runs"), [(35.0, [(2, 7), (7, 28)]), (40.0, [(2, 8)])])
+def test_far_is_more_than_four_times_as_long(wish, runs):
+    # 32 micro-batches: 4.6 times 7, and four times 8.
+    effort = dataclasses.replace(AT_8, timing_seconds=wish)
+    assert lengths(search(config_on("h100", gpus=4), effort, QUIET)) == runs
+
+
+def test_what_a_longer_run_shows_makes_no_smaller_size_worth_timing():
+    # By steps of three micro-batches 16 examples gain 3.6% on 32; by long ones, in which all but
+    # the first four cost less, 5.5%.
+    shape = {"timing_seconds": 4.0, "high_steps": 7, "epochs": 1, "warm_up_steps": 3}
+    effort = dataclasses.replace(PATIENT, micro_batch_sizes=(8, 16, 32), **shape)
+    config = config_on("h100")
+    per_example = {8: 0.012, 16: 0.01, 32: 0.010373}
+    history: list[ProbeResult] = []
+    while probe := next_probe(config, effort, history):
+        micro_batch = probe.micro_batch_size * per_example[probe.micro_batch_size]
+        result = answer(probe, QUIET)
+        samples = tuple(
+            dataclasses.replace(
+                s, seconds=micro_batch * (s.accumulation + 0.05 * min(4, s.accumulation))
+            )
+            for s in result.samples
+        )
+        history.append(dataclasses.replace(result, samples=samples))
+    timed = [r.probe for r in history if r.probe.purpose is Purpose.TIMING]
+    assert [(p.micro_batch_size, p.high) for p in timed] == [(32, 3), (16, 3), (16, 12)]
+    at_32, at_16 = (predicted_step_seconds(config, r) for r in timings(config, history))
+    assert 1 - at_16 / at_32 > 0.05
+
+
 def test_longer_runs_are_shorter_in_steps():
     effort = dataclasses.replace(AT_8, high_steps=7, epochs=1, warm_up_steps=3)
     first, second = search(config_on(), effort, QUIET)

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -72,6 +73,17 @@ class Device:
         seconds *= 1 + self.noise * (-1) ** number
         rest = {"data_seconds": 0.0, "optimizer_seconds": 0.0, "skipped": False}
         return probes.StepSample(accumulation=accumulation, seconds=seconds, **rest)
+
+
+@dataclass(kw_only=True)
+class Timed(Device):
+    """A device whose micro-batches take given seconds, and nothing comes on top of them."""
+
+    seconds_of: dict[int, float]
+    overhead_seconds: float = 0.0
+
+    def micro_step_seconds(self, size: int, *, compiled: bool = False) -> float:
+        return self.seconds_of.get(size, float(size))
 
 
 def config_on(
@@ -277,6 +289,45 @@ def test_a_smaller_size_that_is_faster_is_found(slow, noise, then):
     assert best_size(config, history) == 32
 
 
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        # 3.9% and 4.1%.
+        ({64: 1.0, 32: 0.961}, [64, 32]),
+        ({64: 1.0, 32: 0.959}, [64, 32, 16]),
+        # The last step decides, not all the way.
+        ({64: 1.0, 32: 0.9, 16: 0.89}, [64, 32, 16]),
+        ({64: 1.0, 32: 0.9, 16: 0.8, 8: 0.85}, [64, 32, 16, 8]),
+    ],
+)
+def test_smaller_sizes_follow_while_each_halving_gains_enough(seconds, expected):
+    config = config_on()
+    real = {size: config.plan_at(size).gradient_accumulation_steps for size in seconds}
+    device = Timed(
+        seconds_of={size: whole / real[size] for size, whole in seconds.items()},
+        compiled_share=1.0,
+    )
+    assert timed(search(config, device)) == expected
+
+
+def test_sizes_that_lie_close_are_judged_by_what_a_halving_would_gain():
+    # 117, 90, 78 and 65 examples, of which each step saves 5% a halving.
+    config = dataclasses.replace(
+        config_on(gpus=7, batch_tolerance=0.01), recipe=get_model("roberta")
+    )
+    plans = {plan.micro_batch_size: plan for plan in config.plans()}
+    seconds = {size: 0.95 ** -math.log2(size) for size in plans}
+    device = Timed(
+        seconds_of={
+            size: seconds[size] / plan.gradient_accumulation_steps for size, plan in plans.items()
+        },
+        per_example=0.5 * GIB,
+        compiled_share=1.0,
+    )
+    history = search(config, device, dataclasses.replace(NORMAL, most_timings=4))
+    assert len(timed(history)) == 4
+
+
 @pytest.mark.parametrize("failing", [(64,), (1, 2, 4, 8, 16, 32, 64)])
 def test_after_a_failed_compilation_nothing_is_compiled(failing):
     config = config_on()
@@ -359,6 +410,7 @@ def test_timing_runs_hold_real_steps_or_two_lengths_to_extrapolate_from(per_exam
         real = config.plan_at(probe.micro_batch_size).gradient_accumulation_steps
         lengths = {s.accumulation for s in result.samples}
         assert probe.high in lengths
+        assert probe.high <= real
         assert len([s for s in result.samples if s.accumulation == probe.high]) >= 4
         assert lengths == ({real} if not probe.low else {probe.low, probe.high})
 
