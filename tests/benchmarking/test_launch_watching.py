@@ -275,6 +275,51 @@ def test_silence_is_laid_to_the_compilation_where_a_rank_was_compiling(
     assert [result.outcome for result in end.results] == [outcome]
 
 
+@pytest.fixture
+def lock(tmp_path, monkeypatch):
+    """Where a rank locks what DeepSpeed builds."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    lock = tmp_path / "extensions" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    return lock
+
+
+def test_no_lock_of_a_build_outlives_the_rank_that_is_killed(play, lock):
+    end = play(
+        f"""
+        held = os.open({str(lock)!r}, os.O_CREAT | os.O_EXCL)
+        tell(kind="start", probe=PROBE)
+        time.sleep(600)
+        """,
+        a_probe(deadline_seconds=1.0),
+    )
+    assert [result.outcome for result in end.results] == [Outcome.HUNG]
+    assert not lock.exists()
+
+
+def test_who_waits_for_a_build_of_another_says_so(play, lock, tmp_path):
+    lock.touch()
+    # Of an earlier run, or of another machine with this home.
+    os.utime(lock, (0, 0))
+    end = play(
+        """
+        tell(kind="start", probe=PROBE)
+        waits = 'File "/site/torch/utils/file_baton.py", line 53 in wait'
+        (folder / "rank0.log").write_text("Timeout (0:00:01)!\\n" + "elsewhere")
+        (folder / "rank1.log").write_text("Timeout (0:00:01)!\\n" + waits)
+        time.sleep(600)
+        """,
+        a_probe(deadline_seconds=1.0),
+    )
+    [result] = end.results
+    assert result.cause == (
+        "no answer within 1 s; it waits for another process to build an extension: where none "
+        f"does, remove {lock}"
+    )
+    assert result.log == str(tmp_path / "rank1.log")
+    assert lock.exists()
+
+
 def test_a_killed_rank_that_nobody_misses_is_named(play, tmp_path):
     # The launcher would kill the healthy one in the end.
     end = play(

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from academic_pretraining.benchmarking.build_locks import remove_dead_build_locks
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.post_mortem import failed, first_failure, hung, is_live
 from academic_pretraining.benchmarking.probes import Probe, ProbeResult, Purpose
@@ -69,6 +70,8 @@ class Launched:
         until = time.monotonic() + _END_SECONDS
         while self._ranks_live() and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
+        if self.hardware.num_nodes == 1:
+            remove_dead_build_locks(os.environ, since=self.began_at)
 
     def _ranks_live(self) -> bool:
         """Whether a rank of this machine still runs; elsewhere their numbers mean nothing here."""

@@ -1,6 +1,7 @@
 """What a session died of, read off the files that its ranks and its launcher left."""
 
 import contextlib
+import os
 import re
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import psutil
 
+from academic_pretraining.benchmarking.build_locks import build_locks
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
 from academic_pretraining.benchmarking.stacks import AHEAD_SECONDS, START_SECONDS
 from academic_pretraining.benchmarking.storage import is_full, read_failure
@@ -23,6 +25,8 @@ _COMPILING = re.compile(
     r"torch/_(dynamo/(convert_frame|symbolic_convert|output_graph)"
     r"|inductor/(compile_fx|graph|scheduler|async_compile))\.py"
 )
+# Of a rank's stacks: torch waits until a lock is gone.
+_WAITING_FOR_A_BUILD = re.compile(r"/torch/utils/file_baton\.py\", line \d+ in wait")
 
 
 def first_failure(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
@@ -139,11 +143,11 @@ def failed(probe: Probe | None, directory: Path, failure: dict[str, Any] | None)
     )
 
 
-def _compiles(log: Path) -> bool:
-    """Whether a rank was compiling when it wrote its stacks."""
+def _was_in(place: re.Pattern[str], log: Path) -> bool:
+    """Whether a rank was in some place when it wrote its stacks."""
     with contextlib.suppress(OSError):
         stacks = f"\n{log.read_text(errors='replace')}".rpartition("\nTimeout (")
-        return bool(stacks[1] and _COMPILING.search(stacks[2]))
+        return bool(stacks[1] and place.search(stacks[2]))
     return False
 
 
@@ -156,9 +160,17 @@ def hung(probe: Probe | None, directory: Path, *, warm: bool) -> ProbeResult:
     """Let every rank write its stacks down, of its own accord, before the group is ended."""
     probe = probe or NO_PROBE
     time.sleep(AHEAD_SECONDS)
-    compiling = probe.compile and not warm and any(map(_compiles, directory.glob("rank*.log")))
+    logs = sorted(directory.glob("rank*.log"))
+    compiling = probe.compile and not warm and any(_was_in(_COMPILING, log) for log in logs)
     log = directory / "rank0.log"
-    if log.exists():
+    waiting = [log for log in logs if _was_in(_WAITING_FOR_A_BUILD, log)]
+    if waiting and (locks := build_locks(os.environ)):
+        log = waiting[0]
+        where = (
+            "; it waits for another process to build an extension: where none does, remove "
+            f"{' and '.join(map(str, locks))}"
+        )
+    elif log.exists():
         where = "; the stacks are in the log"
     else:
         # Not even its libraries are loaded.

@@ -3,10 +3,12 @@
 import contextlib
 import ctypes
 import logging
+import os
 import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any, TypeVar
 import psutil
 
 from academic_pretraining.benchmarking.agents_tmpdir import agents_tmpdir
+from academic_pretraining.benchmarking.build_locks import remove_dead_build_locks
 from academic_pretraining.benchmarking.launcher_logs import (
     accept_plain_log_records_only,
     end_log_server_with_parent,
@@ -98,6 +101,7 @@ def _handled(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
 def _nobody_left(launched: Future[_T]) -> Iterator[None]:
     """End the processes that were started meanwhile, also those whose parent is gone."""
     before = set(psutil.Process().children(recursive=True))
+    began_at = time.time()
     grace = 0.0
     try:
         yield
@@ -109,6 +113,7 @@ def _nobody_left(launched: Future[_T]) -> Iterator[None]:
         # No second Ctrl-C comes between: what is done meanwhile is over in seconds.
         with _handled(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
             _end_children(before, grace)
+            remove_dead_build_locks(os.environ, since=began_at)
             # A thread that is not over when Python ends aborts it.
             wait([launched], timeout=_END_SECONDS)
 
