@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -366,6 +367,22 @@ def test_a_session_whose_folder_is_removed_is_over(play, tmp_path):
     )
     [result] = end.results
     assert result.outcome is Outcome.CRASHED
+    assert result.cause == f"the session's folder {tmp_path} is gone"
+
+
+@pytest.mark.parametrize("while_listed", [False, True])
+def test_a_folder_that_goes_while_it_is_looked_at_is_gone(
+    play, tmp_path, monkeypatch, while_listed
+):
+    def goes(*where):
+        shutil.rmtree(tmp_path, ignore_errors=True)
+        raise FileNotFoundError(tmp_path)
+
+    if while_listed:
+        monkeypatch.setattr(Path, "glob", goes)
+    else:
+        monkeypatch.setattr(launch, "first_failure", goes)
+    [result] = play('tell(kind="start", probe=PROBE); time.sleep(60)').results
     assert result.cause == f"the session's folder {tmp_path} is gone"
 
 

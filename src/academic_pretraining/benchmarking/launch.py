@@ -26,7 +26,7 @@ from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.post_mortem import failed, first_failure, hung, is_live
 from academic_pretraining.benchmarking.probes import Probe, ProbeResult, Purpose
 from academic_pretraining.benchmarking.stacks import START_SECONDS
-from academic_pretraining.benchmarking.storage import write_whole
+from academic_pretraining.benchmarking.storage import found_in, write_whole
 from academic_pretraining.config import TrainingConfig, config_to_dict
 from academic_pretraining.gpus import Hardware
 
@@ -76,11 +76,14 @@ class Launched:
     def _ranks_live(self) -> bool:
         """Whether a rank of this machine still runs; elsewhere their numbers mean nothing here."""
         here = self.hardware.num_nodes == 1
-        return here and any(is_live(path) for path in self.directory.glob("rank*.pid"))
+        return here and any(map(is_live, found_in(self.directory, "rank*.pid")))
 
     def ready_at(self) -> float | None:
         """Say when its last rank came to wait, in seconds since the epoch; `None` before."""
-        ready = [path.stat().st_mtime for path in self.directory.glob("rank*.ready")]
+        ready = []
+        for path in found_in(self.directory, "rank*.ready"):
+            with contextlib.suppress(FileNotFoundError):
+                ready.append(path.stat().st_mtime)
         return max(ready) if len(ready) == self.hardware.world_size else None
 
 
@@ -204,7 +207,9 @@ def _watch(
                 case "done":
                     end.finished = True
                     return end
-        failure = first_failure(directory, hardware)
+        failure = None
+        with contextlib.suppress(FileNotFoundError):
+            failure = first_failure(directory, hardware)
         # Without a folder nobody will be heard of any more.
         if failure or exited or not directory.exists():
             end.results.append(failed(probe, directory, failure))

@@ -12,7 +12,7 @@ import psutil
 from academic_pretraining.benchmarking.build_locks import build_locks
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
 from academic_pretraining.benchmarking.stacks import AHEAD_SECONDS, START_SECONDS
-from academic_pretraining.benchmarking.storage import is_full, read_failure
+from academic_pretraining.benchmarking.storage import found_in, is_full, read_failure
 from academic_pretraining.errors import HardwareMismatchError
 from academic_pretraining.gpus import Hardware
 
@@ -33,15 +33,16 @@ def first_failure(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
     """Find what a session died of: the earliest cause, and memory before what it led to.
 
     Raises:
+        FileNotFoundError: its folder went meanwhile.
         HardwareMismatchError: a rank found another GPU type than the declared one.
     """
     # Whoever is dead by now died first: the launcher kills the others half a minute later, and
     # perhaps none of them notices that it misses one.
     killed = _killed(directory, hardware)
-    if not killed and not list(directory.glob("rank*.failure.json")):
+    if not killed and not found_in(directory, "rank*.failure.json"):
         return None
     time.sleep(_GRACE_SECONDS)
-    failures = [read_failure(p) for p in directory.glob("rank*.failure.json")]
+    failures = [read_failure(p) for p in found_in(directory, "rank*.failure.json")]
     # One rank out of memory makes the others fail in their collectives, sometimes sooner.
     certain = (Outcome.OUT_OF_MEMORY, Outcome.HOST_OUT_OF_MEMORY)
     memory = [f for f in failures if f["outcome"] in certain]
@@ -59,7 +60,7 @@ def _death(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
     """Wait for the rank that another one misses to be gone; on other nodes nobody sees it."""
     until = time.monotonic() + (_DEATH_SECONDS if hardware.num_nodes == 1 else 0.0)
     while not (killed := _killed(directory, hardware)) and time.monotonic() < until:
-        if len(list(directory.glob("rank*.failure.json"))) == hardware.world_size:
+        if len(found_in(directory, "rank*.failure.json")) == hardware.world_size:
             return None
         time.sleep(0.1)
     return killed
@@ -70,7 +71,7 @@ def _killed(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
     if hardware.num_nodes > 1:
         # Their process numbers are not those of this machine.
         return None
-    for path in sorted(directory.glob("rank*.pid")):
+    for path in found_in(directory, "rank*.pid"):
         rank = path.stem
         if is_live(path):
             continue
@@ -160,7 +161,7 @@ def hung(probe: Probe | None, directory: Path, *, warm: bool) -> ProbeResult:
     """Let every rank write its stacks down, of its own accord, before the group is ended."""
     probe = probe or NO_PROBE
     time.sleep(AHEAD_SECONDS)
-    logs = sorted(directory.glob("rank*.log"))
+    logs = found_in(directory, "rank*.log")
     compiling = probe.compile and not warm and any(_was_in(_COMPILING, log) for log in logs)
     log = directory / "rank0.log"
     waiting = [log for log in logs if _was_in(_WAITING_FOR_A_BUILD, log)]

@@ -1,5 +1,6 @@
 """Disks that take no more, how to tell and to say so; files of others that would have no end."""
 
+import contextlib
 import errno
 import json
 import os
@@ -67,6 +68,13 @@ def read_finite(path: Path, kind: str) -> str:
     if found.st_size > _LARGEST_BYTES:
         raise ValueError(f"it has {found.st_size:,} bytes, more than any {kind}")
     return path.read_text(encoding="utf-8")
+
+
+def found_in(folder: Path, pattern: str) -> list[Path]:
+    """List files of a folder, which may be removed meanwhile; then there are none."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(folder.glob(pattern))
+    return []
 
 
 def leave_failure(path: Path, failure: dict[str, Any]) -> None:
