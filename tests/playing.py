@@ -33,6 +33,15 @@ ENVIRONMENT = {
 }
 
 
+def timed_accumulations(probe: Probe) -> list[int]:
+    """Give the micro-batches of each step that the Trainer times in a run.
+
+    An epoch's first step and the warm-up are left out.
+    """
+    epoch = [probe.high] * probe.high_steps + [probe.low] * (probe.low > 0)
+    return epoch[probe.warm_up_steps :] + epoch[1:] * (probe.epochs - 1)
+
+
 def a_result(size: int = 4, outcome=Outcome.OK, purpose=Purpose.TIMING, **changes) -> ProbeResult:
     probe = {name: changes.pop(name) for name in ("compile", "high") if name in changes}
     step = changes.pop("step", 1.0)

@@ -2,10 +2,10 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from torch.utils.file_baton import FileBaton
 
-from academic_pretraining.benchmarking import build_locks as module
 from academic_pretraining.benchmarking.build_locks import build_locks, remove_dead_build_locks
 
 HOLDER = """
@@ -71,7 +71,7 @@ def test_a_lock_from_before_stays(lock, environment):
 
 def test_where_nobody_can_be_seen_a_lock_stays(lock, environment, tmp_path, monkeypatch):
     lock.touch()
-    monkeypatch.setattr(module, "_PROCESSES", tmp_path / "none")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path / "none"))
     remove_dead_build_locks(environment, since=0)
     assert lock.exists()
     monkeypatch.undo()

@@ -386,6 +386,14 @@ def test_a_folder_that_goes_while_it_is_looked_at_is_gone(
     assert result.cause == f"the session's folder {tmp_path} is gone"
 
 
+def test_failures_that_go_before_they_are_read_are_none(tmp_path, monkeypatch, tiny_config):
+    folder = tmp_path / "session"
+    folder.mkdir()
+    (folder / "rank0.failure.json").write_text("{}")
+    monkeypatch.setattr(post_mortem.time, "sleep", lambda seconds: shutil.rmtree(folder))
+    assert post_mortem.first_failure(folder, tiny_config().hardware) is None
+
+
 def test_each_probe_has_its_own_deadline(play):
     # Two probes and the pause between them take longer than either may.
     twice = 'tell(kind="start", probe=PROBE); time.sleep(1.5); tell(kind="result", result=RESULT)'

@@ -6,6 +6,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from playing import timed_accumulations
 
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.prediction import (
@@ -55,9 +56,6 @@ def truth(accumulation: int, size: int, slow_from: int) -> float:
 
 def answer(probe: Probe, noise: float, slow_from: int = 1000) -> ProbeResult:
     """Run a probe as the Trainer does, every other step too slow and the rest too fast."""
-    epoch = [probe.high] * probe.high_steps + [probe.low] * (probe.low > 0)
-    warm_up = probe.warm_up_steps
-    steps = [n for e in range(probe.epochs) for n in (epoch[warm_up:] if e == 0 else epoch[1:])]
     size = probe.micro_batch_size
     samples = tuple(
         StepSample(
@@ -67,7 +65,7 @@ def answer(probe: Probe, noise: float, slow_from: int = 1000) -> ProbeResult:
             optimizer_seconds=0.0,
             skipped=False,
         )
-        for i, n in enumerate(steps)
+        for i, n in enumerate(timed_accumulations(probe))
     )
     return ProbeResult(
         probe=probe,

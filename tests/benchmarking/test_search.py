@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from playing import timed_accumulations
 
 from academic_pretraining.benchmarking import probes
 from academic_pretraining.benchmarking.effort import QUICK, Effort
@@ -55,14 +56,12 @@ class Device:
             return ProbeResult(probe=probe, outcome=Outcome.COMPILE_FAILED, cause="no kernel")
         if self.peak(probe) > self.memory:
             return ProbeResult(probe=probe, outcome=Outcome.OUT_OF_MEMORY)
-        # As the Trainer does it: an epoch's first step and the warm-up are left out.
-        epoch = [probe.high] * probe.high_steps + [probe.low] * (probe.low > 0)
-        warm_up = probe.warm_up_steps
-        steps = [n for e in range(probe.epochs) for n in (epoch[warm_up:] if e == 0 else epoch[1:])]
         return ProbeResult(
             probe=probe,
             outcome=Outcome.OK,
-            samples=tuple(self._sample(n, probe, i) for i, n in enumerate(steps)),
+            samples=tuple(
+                self._sample(n, probe, i) for i, n in enumerate(timed_accumulations(probe))
+            ),
             peak_bytes=round(self.peak(probe)),
             device_bytes=round(self.memory),
         )

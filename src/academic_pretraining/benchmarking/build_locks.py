@@ -4,7 +4,9 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-_PROCESSES = Path("/proc")
+import psutil
+
+from academic_pretraining.benchmarking.storage import found_in
 
 
 def build_locks(environment: Mapping[str, str]) -> list[Path]:
@@ -16,9 +18,7 @@ def build_locks(environment: Mapping[str, str]) -> list[Path]:
     root = environment.get("TORCH_EXTENSIONS_DIR", "")
     cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(root) if root else Path(cache).expanduser() / "torch_extensions"
-    with contextlib.suppress(OSError):
-        return sorted([*folder.glob("*/lock"), *folder.glob("*/*/lock")])
-    return []
+    return [*found_in(folder, "*/lock"), *found_in(folder, "*/*/lock")]
 
 
 def remove_dead_build_locks(environment: Mapping[str, str], *, since: float) -> None:
@@ -34,22 +34,15 @@ def remove_dead_build_locks(environment: Mapping[str, str], *, since: float) -> 
         with contextlib.suppress(OSError):
             if lock.stat().st_mtime >= since:
                 locks.append(lock)
-    # Where it cannot be seen who has a lock open, as its owner has, it stays.
-    if not locks or not _PROCESSES.is_dir():
+    if not locks:
         return
-    held = _open_files()
+    try:
+        processes = list(psutil.process_iter(["open_files"]))
+    except OSError:
+        # Where it cannot be seen who has a lock open, as its owner has, it stays.
+        return
+    held = {file.path for process in processes for file in process.info["open_files"] or ()}
     for lock in locks:
         if str(lock.resolve()) not in held:
             with contextlib.suppress(OSError):
                 lock.unlink()
-
-
-def _open_files() -> set[str]:
-    found: set[str] = set()
-    for process in _PROCESSES.glob("[0-9]*"):
-        # It may end meanwhile, or be somebody else's.
-        with contextlib.suppress(OSError):
-            for link in (process / "fd").iterdir():
-                with contextlib.suppress(OSError):
-                    found.add(str(link.readlink()))
-    return found

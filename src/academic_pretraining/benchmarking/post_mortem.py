@@ -48,7 +48,8 @@ def first_failure(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
     memory = [f for f in failures if f["outcome"] in certain]
     if mismatch := next((f["mismatch"] for f in failures if "mismatch" in f), None):
         raise HardwareMismatchError(mismatch)
-    if killed and not memory:
+    if (killed and not memory) or not failures:
+        # Those that were listed may have gone with their folder.
         return killed
     first = min(memory or failures, key=lambda failure: failure["time"])
     if first.get("misses_another"):
@@ -144,12 +145,12 @@ def failed(probe: Probe | None, directory: Path, failure: dict[str, Any] | None)
     )
 
 
-def _was_in(place: re.Pattern[str], log: Path) -> bool:
-    """Whether a rank was in some place when it wrote its stacks."""
+def _last_stacks(log: Path) -> str:
+    """Read the stacks that a rank wrote down last; empty where it has written none."""
     with contextlib.suppress(OSError):
         stacks = f"\n{log.read_text(errors='replace')}".rpartition("\nTimeout (")
-        return bool(stacks[1] and place.search(stacks[2]))
-    return False
+        return stacks[2] if stacks[1] else ""
+    return ""
 
 
 def _silent(directory: Path) -> str:
@@ -161,10 +162,10 @@ def hung(probe: Probe | None, directory: Path, *, warm: bool) -> ProbeResult:
     """Let every rank write its stacks down, of its own accord, before the group is ended."""
     probe = probe or NO_PROBE
     time.sleep(AHEAD_SECONDS)
-    logs = found_in(directory, "rank*.log")
-    compiling = probe.compile and not warm and any(_was_in(_COMPILING, log) for log in logs)
+    stacks = {log: _last_stacks(log) for log in found_in(directory, "rank*.log")}
+    compiling = probe.compile and not warm and any(map(_COMPILING.search, stacks.values()))
+    waiting = [log for log, where in stacks.items() if _WAITING_FOR_A_BUILD.search(where)]
     log = directory / "rank0.log"
-    waiting = [log for log in logs if _was_in(_WAITING_FOR_A_BUILD, log)]
     if waiting and (locks := build_locks(os.environ)):
         log = waiting[0]
         where = (
