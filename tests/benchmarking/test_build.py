@@ -212,13 +212,16 @@ def mamba_in_shards(folder, how: str) -> tuple[str, ...]:
 
 
 @pytest.mark.slow
-def test_mamba_is_initialised_under_zero_3(tmp_path):
+def test_mamba_is_initialised_under_zero_3(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     held, steps = found_on_one_rank(*mamba_in_shards(tmp_path, "helped"))
     # Nothing is held between two uses; gathered, the steps are between their bounds, and differ.
     assert held == 0
     for layer in steps:
         assert len(set(layer)) > 32
         assert 0.001 * 0.99 <= min(layer) < 0.01 < max(layer) <= 0.1 * 1.01
+    # `allow_sharding_on_cpu` says why: nothing had to be built first.
+    assert not (tmp_path / "extensions").exists()
 
 
 @pytest.mark.slow
