@@ -46,6 +46,7 @@ FAULTS = [
         name="raises",
         outcome=Outcome.CRASHED,
         cause="ZeroDivisionError: the original cause",
+        thorough=True,
     ),
     LoggedFault(
         name="raises_unpicklable",
@@ -97,7 +98,9 @@ FAULTS = [
         effort=HASTY,
         thorough=True,
     ),
-    LoggedFault(name="runs_out_of_memory", outcome=Outcome.OUT_OF_MEMORY, cause=MEMORY),
+    LoggedFault(
+        name="runs_out_of_memory", outcome=Outcome.OUT_OF_MEMORY, cause=MEMORY, thorough=True
+    ),
     LoggedFault(
         name="lacks_memory_for_cublas",
         outcome=Outcome.OUT_OF_MEMORY,
