@@ -95,11 +95,13 @@ def test_noisy_steps_lead_to_longer_ones_up_to_the_real_one():
     history = search(config_on(), dataclasses.replace(AT_8, most_refinements=9), NOISY)
     assert lengths(history) == [(1, 4), (4, 16), (16, 64)]
     first, *rest = (r.probe for r in history)
+    # The deadline grows with the steps, and those of seconds are timed earlier.
+    assert [p.warm_up_steps for p in (first, *rest)] == [2, 2, 1]
     for probe in rest:
-        # The deadline grows with the steps.
         assert probe.deadline_seconds > first.deadline_seconds
-        shape = {"low": first.low, "high": first.high, "deadline_seconds": first.deadline_seconds}
-        assert dataclasses.replace(probe, **shape) == first
+        changed = ("low", "high", "deadline_seconds", "warm_up_steps")
+        same = {name: getattr(first, name) for name in changed}
+        assert dataclasses.replace(probe, **same) == first
 
 
 def test_quiet_steps_lead_to_none_on_one_gpu():

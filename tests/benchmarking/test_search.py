@@ -410,7 +410,9 @@ def test_timing_runs_hold_real_steps_or_two_lengths_to_extrapolate_from(per_exam
         lengths = {s.accumulation for s in result.samples}
         assert probe.high in lengths
         assert probe.high <= real
-        assert len([s for s in result.samples if s.accumulation == probe.high]) >= 4
+        timed = [s.seconds for s in result.samples if s.accumulation == probe.high]
+        # All but the guess of it is exact.
+        assert len(timed) >= (4 if max(timed) < 2.9 else 3)
         assert lengths == ({real} if not probe.low else {probe.low, probe.high})
 
 

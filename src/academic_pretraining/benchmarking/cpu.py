@@ -24,5 +24,5 @@ def allow_sharding_on_cpu(arguments: TrainingArguments) -> None:
     if arguments.use_cpu and arguments.deepspeed:
         import deepspeed
 
-        vars(deepspeed.ops)["__compatible_ops__"] = {}
+        deepspeed.ops.__dict__["__compatible_ops__"] = {}
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)

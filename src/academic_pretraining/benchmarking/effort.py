@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+# Of steps from so long on, one less warms up, and three are timed: what makes a run's first ones
+# differ took 18 to 50 ms on H100s (medians; artifacts/README.md).
+_LONG_STEP_SECONDS = 3.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
@@ -15,7 +19,8 @@ class Effort:
         relative_error: standard error of the real step over its seconds that is good enough.
         most_refinements: longer runs at the best micro-batch to come there, at most; 0 also leaves
             out those that confirm it.
-        high_steps, epochs, warm_up_steps: shape of a timing run, as in `Probe`.
+        high_steps, epochs, warm_up_steps: shape of a timing run, as in `Probe`, where steps are
+            short; `steps_of` has the others.
         usable_memory: share of the device's memory that a predicted peak may fill.
         micro_batch_sizes: sizes to consider; empty for all that divide the batch.
         profiles: whether to look at communication in the end, on several GPUs.
@@ -40,6 +45,18 @@ class Effort:
     largest_checkpoint_bytes: float = 40e9
     memory_deadline_seconds: float = 300.0
     timing_deadline_seconds: float = 1500.0
+
+    def steps_of(self, step_seconds: float, at_most: int) -> tuple[int, int]:
+        """Shape a timing run: how many steps, without an epoch's shorter last one, and its warm-up.
+
+        Args:
+            step_seconds: of one such step, as far as it is known; 0 if not.
+            at_most: how many steps to run where they are short.
+        """
+        if step_seconds < _LONG_STEP_SECONDS:
+            return at_most, self.warm_up_steps
+        warm_up_steps = max(1, self.warm_up_steps - 1)
+        return min(at_most, warm_up_steps + 3), warm_up_steps
 
 
 QUICK = Effort(

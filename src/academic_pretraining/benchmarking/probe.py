@@ -29,10 +29,9 @@ from academic_pretraining.benchmarking.timing import EnoughTimed, SaveTimer, Ste
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.training_arguments import training_arguments_fields
 
-# Steps in which garbage is collected: one less than the warm-up of a timing, so that a step lies
-# between. On H100s the first step after it took 4.6% longer than later ones with offloading on one
-# GPU, 1.1% on two (median of 13 and 21 compiled timings; 15% at most), and as long on one GPU alone
-# (artifacts/README.md).
+# Steps in which garbage is collected, one less than the usual warm-up. On H100s the first step
+# after it took 4.6% longer than later ones with offloading on one GPU, 1.1% on two (median of 13
+# and 21 compiled timings; 15% at most), and as long on one GPU alone (artifacts/README.md).
 _COLLECTED_STEPS = 2
 
 
@@ -162,7 +161,11 @@ def _build(
         model=model,
         args=arguments,
         train_dataset=synthetic_dataset(config.recipe, examples),
-        callbacks=[FreesCompilerGarbage(min(_COLLECTED_STEPS, probe.warm_up_steps)), timer],
+        callbacks=[
+            # A step that is not timed lies between, where there are two to spare.
+            FreesCompilerGarbage(min(_COLLECTED_STEPS, (probe.warm_up_steps + 1) // 2)),
+            timer,
+        ],
     )
     return trainer, timer
 

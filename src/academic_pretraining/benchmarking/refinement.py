@@ -65,14 +65,19 @@ def _lengthened(
     if enough or failed or not step.extrapolated or len(runs) > most:
         return None
     lengthened = _LENGTHENED * longest
+    high = accumulation if accumulation <= _NEARLY * lengthened else lengthened
+    guess = guessed_micro_step_seconds(size, runs) or 0.0
+    most_steps = min(timed.probe.high_steps, effort.warm_up_steps + 3)
+    high_steps, warm_up_steps = effort.steps_of(high * guess, most_steps)
     probe = replace(
         timed.probe,
-        high=accumulation if accumulation <= _NEARLY * lengthened else lengthened,
+        high=high,
         low=longest,
-        high_steps=min(timed.probe.high_steps, effort.warm_up_steps + 3),
+        high_steps=high_steps,
+        warm_up_steps=warm_up_steps,
         deadline_seconds=effort.timing_deadline_seconds,
     )
-    return with_deadline(probe, guessed_micro_step_seconds(size, runs) or 0.0)
+    return with_deadline(probe, guess)
 
 
 def with_deadline(probe: Probe, micro_step_seconds: float) -> Probe:

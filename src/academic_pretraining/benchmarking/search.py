@@ -238,7 +238,7 @@ def _memory_probe(plan: BatchPlan, effort: Effort) -> Probe:
 def _timing_probe(
     plan: BatchPlan, effort: Effort, history: Sequence[ProbeResult], *, compiles: bool
 ) -> Probe:
-    guess = guessed_micro_step_seconds(plan.micro_batch_size, history)
+    guess = guessed_micro_step_seconds(plan.micro_batch_size, history) or 0.0
     micro_batches = effort.timing_seconds / guess if guess else 2.0 * effort.timing_seconds
     accumulation = plan.gradient_accumulation_steps
     fewest = effort.warm_up_steps + 4
@@ -252,6 +252,7 @@ def _timing_probe(
         high = round(micro_batches / epochs / (high_steps + _LOW_SHARE))
         high = max(3, min(accumulation, high))
         low = max(1, round(_LOW_SHARE * high))
+    high_steps, warm_up_steps = effort.steps_of(high * guess, high_steps)
     return with_deadline(
         Probe(
             purpose=Purpose.TIMING,
@@ -261,9 +262,9 @@ def _timing_probe(
             high_steps=high_steps,
             epochs=epochs,
             enough_seconds=effort.timing_seconds,
-            warm_up_steps=effort.warm_up_steps,
+            warm_up_steps=warm_up_steps,
             compile=compiles,
             deadline_seconds=effort.timing_deadline_seconds,
         ),
-        guess or 0.0,
+        guess,
     )
