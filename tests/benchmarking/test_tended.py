@@ -79,15 +79,25 @@ def test_those_of_before_are_left_alone():
         mine.kill()
 
 
+def to_the_process(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+def to_this_thread(number: signal.Signals) -> None:
+    """Play the kernel where the main thread is not the one that it picks."""
+    signal.pthread_kill(threading.get_ident(), number)
+
+
+@pytest.mark.parametrize("send", [to_the_process, to_this_thread])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_what_does_not_listen(number):
+def test_a_signal_stops_what_does_not_listen(number, send):
     found: list[psutil.Process] = []
     before = signal.getsignal(signal.SIGTERM)
     over = threading.Event()
 
     def start(variables):
         sleepers(found)
-        os.kill(os.getpid(), number)
+        send(number)
         over.wait(60)
 
     began = time.monotonic()

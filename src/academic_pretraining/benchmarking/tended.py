@@ -27,6 +27,8 @@ from academic_pretraining.errors import AcademicPretrainingError, TrainingError
 _T = TypeVar("_T")
 
 _PR_SET_CHILD_SUBREAPER = 36
+# How soon a signal is heeded, at the latest.
+_LISTENS_SECONDS = 0.2
 # torchrunx's agents were told to end by then, and have nothing left to do.
 _GRACE_SECONDS = 10.0
 _END_SECONDS = 5.0
@@ -58,6 +60,9 @@ def tended(start: Callable[[dict[str, str]], _T], *, source: Path) -> _T:
             variables = agents_tmpdir(Path(folder))
             # Beside this thread: in torchrunx's waiting it would not hear of a signal for minutes.
             _beside(lambda: start(variables), launched)
+            # A signal that comes to the other thread does not wake this one.
+            while not wait([launched], timeout=_LISTENS_SECONDS).done:
+                pass
             return launched.result()
     except AcademicPretrainingError:
         raise
