@@ -22,12 +22,19 @@ def test_long_steps_are_timed_earlier_and_three_times(step_seconds, at_most, ste
     assert Effort().steps_of(step_seconds, at_most) == (steps, warm_up_steps)
 
 
-@pytest.mark.parametrize("warm_up_steps", [1, 2, 3, 4])
-def test_a_step_is_left_out_and_three_are_timed_whatever_the_warm_up(warm_up_steps):
-    effort = dataclasses.replace(Effort(), warm_up_steps=warm_up_steps)
-    steps, left_out = effort.steps_of(10.0, 30)
-    assert left_out >= 1
-    assert steps - left_out == 3
+@pytest.mark.parametrize(
+    ("wish", "steps", "warm_up_steps"), [(300.0, 15, 3), (240.0, 15, 3), (239.0, 5, 2)]
+)
+def test_a_longer_wish_is_heeded(wish, steps, warm_up_steps):
+    # Fifteen steps of 20 s, of which the wish may lack a fifth.
+    effort = Effort(timing_seconds=wish)
+    assert effort.steps_of(20.0, 15) == (steps, warm_up_steps)
+
+
+@pytest.mark.parametrize(("usual", "left_out"), [(0, 0), (1, 1), (2, 1), (3, 2), (4, 3)])
+def test_three_are_timed_whatever_the_warm_up(usual, left_out):
+    effort = dataclasses.replace(Effort(), warm_up_steps=usual)
+    assert effort.steps_of(10.0, 30) == (left_out + 3, left_out)
 
 
 def test_a_quick_run_stays_as_it_is():

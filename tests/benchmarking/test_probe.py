@@ -97,11 +97,15 @@ def test_a_step_lies_between_the_last_collection_and_what_is_timed():
     assert Effort().high_steps == Effort().warm_up_steps + 4
 
 
-@pytest.mark.parametrize(("warm_up_steps", "freed"), [(0, 0), (1, 1), (2, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("warm_up_steps", "high", "freed"),
+    # Of one micro-batch a step, two steps show what is compiled.
+    [(0, 4, 0), (1, 4, 1), (2, 4, 1), (3, 4, 2), (2, 1, 2), (3, 1, 2)],
+)
 def test_memory_is_freed_before_a_step_s_end_is_timed(
-    config, tmp_path, watched, warm_up_steps, freed
+    config, tmp_path, watched, warm_up_steps, high, freed
 ):
-    probe = dataclasses.replace(TIMING, warm_up_steps=warm_up_steps)
+    probe = dataclasses.replace(TIMING, warm_up_steps=warm_up_steps, high=high)
     run_probe(config, probe, output_dir=str(tmp_path))
     [trainer] = watched
     kinds = [type(callback) for callback in trainer.callback_handler.callbacks]

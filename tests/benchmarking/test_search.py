@@ -417,6 +417,18 @@ def test_timing_runs_hold_real_steps_or_two_lengths_to_extrapolate_from(per_exam
 
 
 @pytest.mark.parametrize(
+    ("per_example_seconds", "high", "steps", "warm_up_steps"),
+    # At 64 examples: 2 s a step of 3 (and 5 s a real one), and 38 s.
+    [(0.01, 3, 7, 3), (0.2, 3, 5, 2)],
+)
+def test_steps_of_seconds_are_timed_earlier(per_example_seconds, high, steps, warm_up_steps):
+    history = search(config_on(), Device(per_example_seconds=per_example_seconds), NORMAL)
+    first = next(r.probe for r in history if r.probe.purpose is Purpose.TIMING)
+    assert (first.micro_batch_size, first.high) == (64, high)
+    assert (first.high_steps, first.warm_up_steps) == (steps, warm_up_steps)
+
+
+@pytest.mark.parametrize(
     ("device", "effort", "saved"),
     [
         (Device(), ONCE, [1]),

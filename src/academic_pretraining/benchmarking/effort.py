@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
-# Of steps from so long on, one less warms up, and three are timed: what makes a run's first ones
-# differ took 18 to 50 ms on H100s (medians; artifacts/README.md).
+# Where steps from so long on would take more than the wished time, one less warms up and three are
+# timed: what makes a run's first ones differ took 18 to 53 ms on H100s (medians of four groups;
+# artifacts/README.md), at most 2% of one of the three.
 _LONG_STEP_SECONDS = 3.0
+_ABOUT = 1.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,8 +15,8 @@ class Effort:
 
     Attributes:
         timing_seconds: wished length of one timing run, compilation left out. A run of several
-            epochs ends with the one by which it has lasted so long. One with steps four times as
-            long takes about three times as long.
+            epochs ends with the one by which it has lasted so long. One with steps four to six
+            times as long takes about three to four times as long.
         most_timings: micro-batch sizes to time at most; with compilation and without, each.
         relative_error: standard error of the real step over its seconds that is good enough.
         most_refinements: longer runs at the best micro-batch to come there, at most; 0 also leaves
@@ -47,15 +49,16 @@ class Effort:
     timing_deadline_seconds: float = 1500.0
 
     def steps_of(self, step_seconds: float, at_most: int) -> tuple[int, int]:
-        """Shape a timing run: how many steps, without an epoch's shorter last one, and its warm-up.
+        """Shape an epoch of a timing run: its steps but for a shorter last one, and the warm-up.
 
         Args:
             step_seconds: of one such step, as far as it is known; 0 if not.
-            at_most: how many steps to run where they are short.
+            at_most: how many steps to run where they are short, or fit into the wished time.
         """
-        if step_seconds < _LONG_STEP_SECONDS:
+        fit = at_most * step_seconds <= _ABOUT * self.timing_seconds
+        if step_seconds < _LONG_STEP_SECONDS or fit:
             return at_most, self.warm_up_steps
-        warm_up_steps = max(1, self.warm_up_steps - 1)
+        warm_up_steps = min(self.warm_up_steps, max(1, self.warm_up_steps - 1))
         return min(at_most, warm_up_steps + 3), warm_up_steps
 
 

@@ -161,13 +161,15 @@ def _build(
         model=model,
         args=arguments,
         train_dataset=synthetic_dataset(config.recipe, examples),
-        callbacks=[
-            # A step that is not timed lies between, where there are two to spare.
-            FreesCompilerGarbage(min(_COLLECTED_STEPS, (probe.warm_up_steps + 1) // 2)),
-            timer,
-        ],
+        callbacks=[FreesCompilerGarbage(_collected_steps(probe)), timer],
     )
     return trainer, timer
+
+
+def _collected_steps(probe: Probe) -> int:
+    """Leave a step of the warm-up between, where two micro-batches are seen without it."""
+    spared = (probe.warm_up_steps + 1) // 2
+    return min(_COLLECTED_STEPS, probe.warm_up_steps if probe.high == 1 else spared)
 
 
 def _check_room(folder: str, needed_bytes: int) -> None:

@@ -244,15 +244,15 @@ def _timing_probe(
     fewest = effort.warm_up_steps + 4
     if accumulation * fewest <= max(micro_batches, 2 * fewest):
         high, low = accumulation, 0
-        epochs, high_steps = 1, min(30, max(fewest, round(micro_batches / accumulation)))
+        epochs, most_steps = 1, min(30, max(fewest, round(micro_batches / accumulation)))
     else:
         # Few long steps, not many short ones: on an H200 at its power limit a step of 1, 3, 12 and
         # 32 micro-batches took 0.2101, 0.2066, 0.2045 and 0.2037 s for each.
-        epochs, high_steps = effort.epochs, effort.high_steps
-        high = round(micro_batches / epochs / (high_steps + _LOW_SHARE))
+        epochs, most_steps = effort.epochs, effort.high_steps
+        high = round(micro_batches / epochs / (most_steps + _LOW_SHARE))
         high = max(3, min(accumulation, high))
         low = max(1, round(_LOW_SHARE * high))
-    high_steps, warm_up_steps = effort.steps_of(high * guess, high_steps)
+    high_steps, warm_up_steps = effort.steps_of(high * guess, most_steps)
     return with_deadline(
         Probe(
             purpose=Purpose.TIMING,
