@@ -7,6 +7,8 @@ from dataclasses import dataclass
 # artifacts/README.md), at most 2% of one of the three.
 _LONG_STEP_SECONDS = 3.0
 _ABOUT = 1.25
+LEAST_TIMED_STEPS = 3
+"""Steps with most micro-batches that are timed in a run of long ones, and in a lengthened one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class Effort:
         if step_seconds < _LONG_STEP_SECONDS or fit:
             return at_most, self.warm_up_steps
         warm_up_steps = min(self.warm_up_steps, max(1, self.warm_up_steps - 1))
-        return min(at_most, warm_up_steps + 3), warm_up_steps
+        return min(at_most, warm_up_steps + LEAST_TIMED_STEPS), warm_up_steps
 
 
 QUICK = Effort(

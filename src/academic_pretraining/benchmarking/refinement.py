@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from academic_pretraining.benchmarking.effort import Effort
+from academic_pretraining.benchmarking.effort import LEAST_TIMED_STEPS, Effort
 from academic_pretraining.benchmarking.prediction import (
     fastest_timing,
     guessed_micro_step_seconds,
@@ -67,7 +67,7 @@ def _lengthened(
     lengthened = _LENGTHENED * longest
     high = accumulation if accumulation <= _NEARLY * lengthened else lengthened
     guess = guessed_micro_step_seconds(size, runs) or 0.0
-    most_steps = min(timed.probe.high_steps, effort.warm_up_steps + 3)
+    most_steps = min(timed.probe.high_steps, effort.warm_up_steps + LEAST_TIMED_STEPS)
     high_steps, warm_up_steps = effort.steps_of(high * guess, most_steps)
     probe = replace(
         timed.probe,
