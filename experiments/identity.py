@@ -54,6 +54,10 @@ def cache_key(config: TrainingConfig, limits: Mapping[str, Any] | None = None) -
     identity["versions"] = library_versions(config)
     if len(config.compile_choices) > 1:
         identity["compile"] = config.compile_choices
+    method = config.method
+    if config.compiles and method.activation_checkpointing and method.sharding.hooks_into_layers:
+        # Not in the arguments; before, what is recomputed within hooks was not compiled.
+        identity["recomputed_layers"] = "compiled"
     if limits:
         identity["limits"] = dict(limits)
     return json.dumps(identity, sort_keys=True, separators=(",", ":"))

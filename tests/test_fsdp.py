@@ -45,7 +45,8 @@ def test_the_configuration_in_full(sharding, model, checkpointing, offloading):
         "reshard_after_forward": RESHARDS[sharding],
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "transformer_layer_cls_to_wrap": [MODELS[model].layer_class],
-        "activation_checkpointing": checkpointing,
+        # The Trainer's own argument asks for it.
+        "activation_checkpointing": False,
         "cpu_offload": offloading,
         "state_dict_type": "SHARDED_STATE_DICT",
     }
@@ -72,7 +73,7 @@ def test_accelerate_does_what_the_trainer_passes_on(sharding, checkpointing, off
     plugin = FullyShardedDataParallelPlugin(**passed_on)
     assert plugin.fsdp_version == 2
     assert plugin.reshard_after_forward is RESHARDS[sharding]
-    assert plugin.activation_checkpointing is checkpointing
+    assert plugin.activation_checkpointing is False
     assert isinstance(plugin.cpu_offload, CPUOffloadPolicy) is offloading
     assert plugin.state_dict_type is StateDictType.SHARDED_STATE_DICT
     assert plugin.transformer_cls_names_to_wrap == ["GPTNeoXLayer"]

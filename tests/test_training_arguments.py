@@ -187,13 +187,11 @@ def test_the_method_is_in_the_fields(model, gpus):
         fields, method = fields_of(config), config.method
         backend = method.sharding.backend
         in_fsdp = backend is Backend.FSDP
-        checkpoints = fields["fsdp_config"]["activation_checkpointing"] if in_fsdp else None
         assert fields["tf32"] is method.free_lunch
         assert fields["torch_compile"] is (method.free_lunch and model != "mamba")
         assert ("deepspeed" in fields) == (backend is Backend.DEEPSPEED)
         assert fields.get("fsdp", False) is in_fsdp
-        assert fields["gradient_checkpointing"] is (method.activation_checkpointing and not in_fsdp)
-        assert checkpoints is (method.activation_checkpointing if in_fsdp else None)
+        assert fields["gradient_checkpointing"] is method.activation_checkpointing
         assert not names_in(fields) & {"optimizer", "scheduler"}
 
 

@@ -9,8 +9,9 @@ from academic_pretraining.models.recipe import ModelRecipe
 def fsdp_config(method: Method, recipe: ModelRecipe) -> dict[str, Any] | None:
     """Build the `fsdp_config` field of TrainingArguments; `None` where the method is not FSDP.
 
-    Checkpointing stands here and not in `gradient_checkpointing`, which would gather a layer's
-    parameters once more for its recomputation.
+    Checkpointing is left to `gradient_checkpointing`. With `activation_checkpointing` in here
+    accelerate 1.15 gathers as often, but has dropout draw other numbers in the recomputation
+    (`preserve_rng_state=False`), so that gradients are not those of the forward pass.
     """
     if method.sharding.backend is not Backend.FSDP:
         return None
@@ -19,7 +20,7 @@ def fsdp_config(method: Method, recipe: ModelRecipe) -> dict[str, Any] | None:
         "reshard_after_forward": method.sharding.stage == 3,
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "transformer_layer_cls_to_wrap": [recipe.layer_class],
-        "activation_checkpointing": method.activation_checkpointing,
+        "activation_checkpointing": False,
         "cpu_offload": method.offloading,
         "state_dict_type": "SHARDED_STATE_DICT",
     }

@@ -50,6 +50,11 @@ class Sharding(enum.StrEnum):
         """
         return self is Sharding.ZERO_3
 
+    @property
+    def hooks_into_layers(self) -> bool:
+        """Whether each layer's parameters are seen to when it is called, which breaks the graph."""
+        return self.backend is Backend.FSDP or self is Sharding.ZERO_3
+
 
 _SHARDING = {
     Sharding.NONE: (None, 0, "-"),

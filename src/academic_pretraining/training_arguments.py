@@ -10,7 +10,6 @@ from typing import Any
 from academic_pretraining.config import BatchPlan, TrainingConfig
 from academic_pretraining.deepspeed import deepspeed_config
 from academic_pretraining.fsdp import fsdp_config
-from academic_pretraining.methods import Backend
 from academic_pretraining.models.recipe import Precision
 
 
@@ -29,7 +28,6 @@ def training_arguments_fields(
     """
     recipe, method = config.recipe, config.method
     compiles = config.compiles if torch_compile is None else torch_compile
-    sharded_by = method.sharding.backend
     fields: dict[str, Any] = {
         # batch and length
         "per_device_train_batch_size": plan.micro_batch_size,
@@ -53,8 +51,7 @@ def training_arguments_fields(
         "torch_compile": compiles,
         "use_cpu": config.hardware.gpu.is_cpu,
         # memory
-        "gradient_checkpointing": method.activation_checkpointing
-        and sharded_by is not Backend.FSDP,
+        "gradient_checkpointing": method.activation_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "ddp_find_unused_parameters": False,
         # The filter reads every micro-batch's loss back from the GPU, which stalls it.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from one_rank import found_on_one_rank
 from torch._dynamo import config as dynamo_config
 from torch._inductor import config as inductor_config
 from transformers import Trainer, TrainingArguments
@@ -11,6 +12,7 @@ from twins import twin
 
 from academic_pretraining.benchmarking.build import build_model_for
 from academic_pretraining.benchmarking.compiler import keep_recomputation
+from academic_pretraining.methods import Sharding
 
 DYNAMIC = "ACCELERATE_DYNAMO_USE_DYNAMIC"
 MARKED = "unsafe_marked_cacheable_functions"
@@ -65,6 +67,26 @@ def test_sizes_are_constants_where_images_are_compiled(
     assert plugin.to_kwargs().get("dynamic") is dynamic
     more = model == "convnext-large-1k" and torch_compile
     assert (dynamo_config.recompile_limit > before) == more
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "sharding"),
+    [
+        ("roberta", Sharding.FSDP_FULL_SHARD),
+        pytest.param("vit", Sharding.ZERO_3, marks=pytest.mark.thorough),
+    ],
+)
+def test_dropout_draws_the_same_numbers_again_where_layers_are_recomputed(
+    model, sharding, tmp_path
+):
+    kept, recomputed = (
+        found_on_one_rank("recomputed.py", model, sharding, *how, tmp_path)["steps"]
+        for how in ((), ("checkpointing",))
+    )
+    assert len(kept) == len(recomputed) == 2
+    for losses_and_gradient_norms in zip(kept, recomputed, strict=True):
+        assert losses_and_gradient_norms[0] == pytest.approx(losses_and_gradient_norms[1])
 
 
 @pytest.mark.parametrize("torch_compile", [False, True])

@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+from one_rank import found_on_one_rank
 from trained import (
     EVERY,
     FSDP_FULL,
@@ -106,6 +107,23 @@ def test_another_checkpointing_is_refused(recorded, method):
 def test_offloading_that_is_not_there_is_refused(recorded, method):
     verdict = verdicts_of(recorded(method))["offloading"]
     assert verdict == "offloading is False instead of True"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sharding",
+    [
+        Sharding.FSDP_FULL_SHARD,
+        pytest.param(Sharding.ZERO_3, marks=pytest.mark.thorough),
+    ],
+)
+def test_a_compiled_model_whose_layers_are_not_is_refused(sharding, tmp_path):
+    how = ("pythia-14m", sharding, "checkpointing", "compile")
+    helped = found_on_one_rank("recomputed.py", *how, tmp_path)
+    unhelped = found_on_one_rank("recomputed.py", *how, "unhelped", tmp_path)
+    assert helped["verdict"] == ""
+    # When this fails, Dynamo compiles them by itself: compile_recomputed_layers can go.
+    assert unhelped["verdict"] == "no GPTNeoXLayer is compiled"
 
 
 @pytest.fixture

@@ -49,6 +49,11 @@ COMPILED = [
     Case(model="convnext-large-1k", method=Method(free_lunch=True, sharding=sharding))
     for sharding in (Sharding.ZERO_3, Sharding.FSDP_FULL_SHARD)
 ]
+# Its layers are compiled for themselves, and recomputed.
+COMPILED_APART = Method(
+    free_lunch=True, sharding=Sharding.FSDP_FULL_SHARD, activation_checkpointing=True
+)
+COMPILED.append(Case(model="pythia-160m", method=COMPILED_APART))
 IN_FP32 = EVERY_METHOD + ACCUMULATION + COMPILED
 # accelerate refuses fp16 on a CPU.
 IN_BF16 = [

@@ -18,7 +18,6 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from deepspeed.utils import z3_leaf_module
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from twins import twin
@@ -158,8 +157,7 @@ def _facts(
         "compiled": isinstance(wrapped, torch._dynamo.OptimizedModule)
         or bool(engine and engine.is_compiled),
         "checkpointed": sum(
-            isinstance(m, CheckpointWrapper) or getattr(m, "gradient_checkpointing", False) is True
-            for m in wrapped.modules()
+            getattr(m, "gradient_checkpointing", False) is True for m in wrapped.modules()
         ),
         "ZeRO": engine.zero_optimization_stage() if engine else 0,
         "gathered whole": sorted(

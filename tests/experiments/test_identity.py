@@ -98,6 +98,21 @@ def test_whether_compilation_is_tried_both_ways_decides_a_measurement(sharding, 
     assert json.loads(cache_key(config)).get("compile") == both
 
 
+@pytest.mark.parametrize("sharding", Sharding)
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("free_lunch", [False, True])
+def test_results_from_before_recomputed_layers_were_compiled_are_not_recalled(
+    sharding, checkpointing, free_lunch, configs
+):
+    method = Method(
+        free_lunch=free_lunch, activation_checkpointing=checkpointing, sharding=sharding
+    )
+    hardware = dataclasses.replace(configs[0].hardware, gpus_per_node=2)
+    config = dataclasses.replace(configs[0], hardware=hardware, method=method)
+    concerned = free_lunch and checkpointing and sharding.hooks_into_layers
+    assert ("recomputed_layers" in json.loads(cache_key(config))) == concerned
+
+
 @pytest.fixture
 def mamba(configs) -> TrainingConfig:
     return dataclasses.replace(configs[0], recipe=MODELS["mamba"])

@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from academic_pretraining.benchmarking.compiler import (
+    compile_recomputed_layers,
     keep_recomputation,
     take_sizes_for_constants,
 )
@@ -39,12 +40,22 @@ def build_model_for(
     under ZeRO-3 it comes up in shards. CPU, GPU and ZeRO-3 draw other numbers from the same seed,
     alike on all ranks.
     """
+    how: Any = {"attention": attention, "free_lunch": free_lunch, "seed": arguments.seed}
+    model = _built_in_place(arguments, recipe, how)
     if arguments.torch_compile:
         keep_recomputation()
         # Texts of one's own may differ in length, and would be compiled for each.
-        if recipe.image_size is not None:
+        constant = recipe.image_size is not None
+        if constant:
             take_sizes_for_constants()
-    how: Any = {"attention": attention, "free_lunch": free_lunch, "seed": arguments.seed}
+        dynamic = False if constant else None
+        compile_recomputed_layers(model, recipe.layer_class, arguments, dynamic=dynamic)
+    return model
+
+
+def _built_in_place(
+    arguments: TrainingArguments, recipe: ModelRecipe, how: dict[str, Any]
+) -> PreTrainedModel:
     divided = arguments.fsdp or arguments.deepspeed
     if divided and (is_deepspeed_zero3_enabled() or not _fits_whole(recipe, arguments.device)):
         return build_model(recipe, **how)

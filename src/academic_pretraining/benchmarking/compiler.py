@@ -3,8 +3,11 @@
 import os
 
 import torch
+from torch import nn
 from torch._dynamo import config as dynamo_config
 from torch._inductor import config as inductor_config
+from transformers import TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 # ConvNeXt's four sizes of layers, in training and in evaluation, whose last batch may be shorter.
 _KEPT_SIZES = 32
@@ -37,3 +40,32 @@ def keep_recomputation() -> None:
             **inductor_config.unsafe_marked_cacheable_functions,
             f"{operator.__module__}.{operator.__name__}": torch.__version__,
         }
+
+
+def compile_recomputed_layers(
+    model: nn.Module, layer_class: str, arguments: TrainingArguments, *, dynamic: bool | None
+) -> None:
+    """Have layers compiled that are recomputed within the hooks of FSDP2 or ZeRO-3.
+
+    Those hooks break the graph inside of the checkpoint, upon which Dynamo leaves all of it as it
+    is: of a compiled Trainer's model only embedding, head and loss would be. What is compiled here,
+    before it is sharded, is a layer's own computation, which the hooks surround. Where a checkpoint
+    has no hooks in it, Dynamo takes the whole model.
+
+    Args:
+        model: about to be handed to a Trainer of these arguments.
+        layer_class: name of what is recomputed and sharded as one.
+        arguments: with `torch_compile`.
+        dynamic: as for `torch.compile`.
+    """
+    within_hooks = bool(arguments.fsdp) or is_deepspeed_zero3_enabled()
+    if not (within_hooks and arguments.gradient_checkpointing):
+        return
+    for module in model.modules():
+        if type(module).__name__ == layer_class:
+            module.forward = torch.compile(
+                module.forward,
+                backend=arguments.torch_compile_backend or "inductor",
+                mode=arguments.torch_compile_mode,
+                dynamic=dynamic,
+            )

@@ -3,7 +3,6 @@
 import torch
 from deepspeed.utils import get_z3_leaf_modules
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
@@ -44,6 +43,10 @@ def check_in_force(trainer: Trainer, config: TrainingConfig, *, compiled: bool) 
         for name, value in wanted.items()
         if found[name] != value
     ]
+    # Each layer is compiled for itself then, or not at all.
+    apart = method.sharding.hooks_into_layers
+    if compiled and found["compile"] and apart and not _compiles(wrapped, config):
+        wrong.append(f"no {config.recipe.layer_class} is compiled")
     if wrong:
         raise MeasurementError(f"{config.label}: not in force: {'; '.join(wrong)}")
 
@@ -59,9 +62,7 @@ def _read(wrapped: nn.Module) -> dict[str, object]:
         "compile": isinstance(wrapped, torch._dynamo.OptimizedModule),
         "data parallel": isinstance(inner, nn.parallel.DistributedDataParallel),
         "checkpointing": any(
-            isinstance(module, CheckpointWrapper)
-            or getattr(module, "gradient_checkpointing", False)
-            for module in inner.modules()
+            getattr(module, "gradient_checkpointing", False) for module in inner.modules()
         ),
     }
     units = [module for module in wrapped.modules() if isinstance(module, FSDPModule)]
@@ -84,6 +85,22 @@ def _read(wrapped: nn.Module) -> dict[str, object]:
             "compile": bool(inner.is_compiled),
         }
     return found
+
+
+def _compiles(wrapped: nn.Module, config: TrainingConfig) -> bool:
+    """Whether Dynamo holds code for the layers' forward pass, since it was last reset."""
+    # FSDP2 puts its own name before that of the class.
+    layers = {
+        type(m) for m in wrapped.modules() if type(m).__name__.endswith(config.recipe.layer_class)
+    }
+    for layer in layers:
+        forward = layer.forward
+        while forward is not None:
+            # There is no public way to ask; tests/benchmarking/test_in_force.py holds this down.
+            if torch._dynamo.eval_frame._debug_get_cache_entry_list(forward.__code__):
+                return True
+            forward = getattr(forward, "__wrapped__", None)
+    return False
 
 
 def _classes(modules: list[nn.Module]) -> str:
