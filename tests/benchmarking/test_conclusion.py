@@ -118,6 +118,13 @@ def test_what_outruns_bare_matrix_products_is_refused(play):
         play([a_result(step=2e-6)])
 
 
+def test_each_of_two_gpus_does_half_of_a_step(play):
+    # Both together outrun one.
+    assert play([a_result(step=12e-6)]).outcome == "measured"
+    with pytest.raises(MeasurementError, match="0.001143 TFLOP"):
+        play([a_result(step=7e-6)])
+
+
 def test_on_a_cpu_others_may_have_slowed_the_products(play):
     assert play([a_result(step=2e-6)], gpu_type="cpu").outcome == "measured"
 

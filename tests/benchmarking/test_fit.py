@@ -147,9 +147,11 @@ def test_standard_error_of_a_single_accumulation_scales_with_it():
     assert fitted.spread == pytest.approx(0.5)
 
 
-def test_one_step_has_no_spread():
-    fitted = fit_step_time([sample(4, 1.0)], 4)
-    assert (fitted.seconds, fitted.standard_error_seconds, fitted.spread) == (1.0, 0.0, 0.0)
+@pytest.mark.parametrize("samples", [[(4, 1.0)], [(4, 1.0), (1, 0.25)]])
+def test_steps_that_were_not_repeated_are_not_certain(samples):
+    fitted = fit_step_time([sample(*one) for one in samples], 4)
+    assert (fitted.seconds, fitted.spread) == (pytest.approx(1.0), 0.0)
+    assert fitted.standard_error_seconds >= 0.02
 
 
 def test_at_the_longest_timed_accumulation_only_its_own_steps_count():

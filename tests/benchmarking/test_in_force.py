@@ -143,6 +143,41 @@ def test_two_processes_that_do_not_synchronise_are_refused(trainer, tiny_config)
     assert "; " not in str(caught.value)
 
 
+def test_another_attention_is_refused(trainer, tiny_config):
+    config = tiny_config(Method(free_lunch=True), workers=1)
+    with pytest.raises(MeasurementError, match="attention is eager instead of sdpa"):
+        check_in_force(trainer, config, compiled=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "gpu_type", "free_lunch", "refused"),
+    [
+        ("1", "h100", False, True),
+        ("0", "h100", False, False),
+        # It is wanted, or there is none.
+        ("1", "h100", True, False),
+        ("1", "v100", False, False),
+    ],
+)
+def test_fp32_that_the_environment_has_rounded_is_refused(
+    value, gpu_type, free_lunch, refused, trainer, tiny_config, monkeypatch
+):
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", value)
+    hardware = dataclasses.replace(tiny_config(workers=1).hardware, gpu_type=gpu_type)
+    config = tiny_config(Method(free_lunch=free_lunch), workers=1)
+    config = dataclasses.replace(config, hardware=hardware)
+    monkeypatch.setattr(trainer.model.config, "_attn_implementation", config.attention)
+    if not refused:
+        check_in_force(trainer, config, compiled=False)
+        return
+    with pytest.raises(MeasurementError) as caught:
+        check_in_force(trainer, config, compiled=False)
+    assert str(caught.value) == (
+        f"{config.label}: not in force: "
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 has fp32 multiplied as TF32: unset it"
+    )
+
+
 def test_the_error_names_the_configuration_and_everything_that_differs(trainer, tiny_config):
     config = tiny_config(workers=2)
     method = Method(sharding=Sharding.FSDP_FULL_SHARD, activation_checkpointing=True)

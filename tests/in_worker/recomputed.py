@@ -23,8 +23,8 @@ from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.training_arguments import training_arguments_fields
 
 
-def main(model: str, sharding: str, *how: str) -> None:
-    *how, folder = how
+def main(model: str, sharding: str, *more: str) -> None:
+    *how, folder = more
     if "unhelped" in how:
         build.compile_recomputed_layers = lambda *args, **kwargs: None
     torch.distributed.init_process_group("gloo")

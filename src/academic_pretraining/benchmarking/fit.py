@@ -9,6 +9,9 @@ from typing import NamedTuple
 from academic_pretraining.benchmarking.probes import StepSample
 
 _SHORTEST_SHARE = 1 / 8
+# Of a step over its mean, where no two steps were alike and so nobody knows: too much for a
+# prediction to count as certain.
+_UNKNOWN_NOISE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +145,7 @@ def _relative_noise(groups: Mapping[int, Sequence[float]]) -> float:
     for values in groups.values():
         squares += _spread(values) ** 2 * (len(values) - 1)
         freedom += len(values) - 1
-    return math.sqrt(squares / freedom) if freedom else 0.0
+    return math.sqrt(squares / freedom) if freedom else _UNKNOWN_NOISE
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -1,5 +1,7 @@
 """Whether the Trainer really does what its arguments say, read off the wrapped model."""
 
+import os
+
 import torch
 from deepspeed.utils import get_z3_leaf_modules
 from torch import nn
@@ -9,6 +11,9 @@ from transformers import Trainer
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import MeasurementError
 from academic_pretraining.methods import Backend, Sharding
+
+# Read by torch when it is loaded, and stronger than what the Trainer sets.
+_OVERRIDE = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
 
 
 def check_in_force(trainer: Trainer, config: TrainingConfig, *, compiled: bool) -> None:
@@ -24,6 +29,10 @@ def check_in_force(trainer: Trainer, config: TrainingConfig, *, compiled: bool) 
     wrapped = trainer.model_wrapped
     assert wrapped is not None
     found = _read(wrapped)
+    model = trainer.model
+    assert model is not None
+    # A model's own name for it; tests/benchmarking/test_in_force.py holds this down.
+    found["attention"] = model.config._attn_implementation if config.attention else None
     wanted = {
         "sharding backend": str(method.sharding.backend),
         "ZeRO stage": method.sharding.stage if method.sharding.backend is Backend.DEEPSPEED else 0,
@@ -35,6 +44,7 @@ def check_in_force(trainer: Trainer, config: TrainingConfig, *, compiled: bool) 
         "offloading": method.offloading,
         "checkpointing": method.activation_checkpointing,
         "compile": compiled,
+        "attention": config.attention,
     }
     if config.hardware.world_size > 1 and method.sharding.backend is None:
         wanted["data parallel"] = True
@@ -47,6 +57,8 @@ def check_in_force(trainer: Trainer, config: TrainingConfig, *, compiled: bool) 
     apart = method.sharding.hooks_into_layers
     if compiled and found["compile"] and apart and not _compiles(wrapped, config):
         wrong.append(f"no {config.recipe.layer_class} is compiled")
+    if not config.tf32 and config.hardware.gpu.supports_tf32 and os.environ.get(_OVERRIDE) == "1":
+        wrong.append(f"{_OVERRIDE}=1 has fp32 multiplied as TF32: unset it")
     if wrong:
         raise MeasurementError(f"{config.label}: not in force: {'; '.join(wrong)}")
 

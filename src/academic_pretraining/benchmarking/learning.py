@@ -28,7 +28,7 @@ def moved(trainer: Trainer) -> Moved:
     model, optimizer = trainer.model, trainer.optimizer
     assert model is not None
     assert isinstance(optimizer, torch.optim.Optimizer)
-    if not optimizer.state:
+    if not any(float(state.get("step", 1)) for state in optimizer.state.values()):
         return {}
     found = {}
     for name, parameter in model.named_parameters():

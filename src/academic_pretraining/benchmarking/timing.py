@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from academic_pretraining.benchmarking.probes import StepSample
 from academic_pretraining.benchmarking.ranks import gather
+from academic_pretraining.benchmarking.updates import Updates, updates, without_update
 
 Mark = torch.cuda.Event | float
 
@@ -21,6 +22,7 @@ class _Step:
     end: Mark | None = None
     accumulation: int = 0
     skipped: bool = False
+    updates: tuple[Updates, Updates] = (None, None)
     last_of_epoch: bool = False
     number: int = 0
 
@@ -52,6 +54,7 @@ class StepTimer(TrainerCallback):
     _current: _Step | None = None
     _began: float = 0.0
     _begun_at: int = 0
+    _updates: Updates = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """Forget an earlier training."""
@@ -79,9 +82,12 @@ class StepTimer(TrainerCallback):
             self._current.gradients = self._mark()
 
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
-        """Note an fp16 overflow, in which the optimizer does nothing."""
-        if self._current and (optimizer := kwargs.get("optimizer")) is not None:
+        """Note what tells of an fp16 overflow, in which the optimizer does nothing."""
+        optimizer = kwargs.get("optimizer")
+        before, self._updates = self._updates, updates(optimizer)
+        if self._current:
             self._current.skipped = bool(getattr(optimizer, "step_was_skipped", False))
+            self._current.updates = before, self._updates
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Close this step and open the next one."""
@@ -115,7 +121,7 @@ class StepTimer(TrainerCallback):
                 seconds=_between(step.start, step.end),
                 data_seconds=_between(step.start, step.fetched),
                 optimizer_seconds=_between(step.gradients, step.end),
-                skipped=step.skipped,
+                skipped=step.skipped or without_update(*step.updates),
                 last_of_epoch=step.last_of_epoch,
             )
             for step in self._steps
