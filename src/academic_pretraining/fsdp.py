@@ -10,8 +10,9 @@ def fsdp_config(method: Method, recipe: ModelRecipe) -> dict[str, Any] | None:
     """Build the `fsdp_config` field of TrainingArguments; `None` where the method is not FSDP.
 
     Checkpointing is left to `gradient_checkpointing`. With `activation_checkpointing` in here
-    accelerate 1.15 gathers as often, but has dropout draw other numbers in the recomputation
-    (`preserve_rng_state=False`), so that gradients are not those of the forward pass.
+    accelerate 1.15 has dropout draw other numbers in the recomputation
+    (`preserve_rng_state=False`), so that gradients are not those of the forward pass. It gathers
+    no less often, of which transformers warns: two gloo ranks gathered as often either way.
     """
     if method.sharding.backend is not Backend.FSDP:
         return None
