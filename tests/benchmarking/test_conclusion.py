@@ -121,7 +121,7 @@ def test_what_outruns_bare_matrix_products_is_refused(play):
 def test_each_of_two_gpus_does_half_of_a_step(play):
     # Both together outrun one.
     assert play([a_result(step=12e-6)]).outcome == "measured"
-    with pytest.raises(MeasurementError, match="0.001143 TFLOP"):
+    with pytest.raises(MeasurementError, match=r"0\.001143 TFLOP"):
         play([a_result(step=7e-6)])
 
 
