@@ -16,8 +16,6 @@ from academic_pretraining.benchmarking.learning import moved
 from academic_pretraining.benchmarking.timing import StepTimer
 from academic_pretraining.benchmarking.updates import updates, without_update
 
-CONTROL = TrainerControl()
-
 
 class Stepping:
     """Steps an optimizer under a gradient scaler, as accelerate does, with overflows at will."""
@@ -75,19 +73,20 @@ def test_without_a_scaler_nothing_is_counted():
 
 def test_a_timer_notes_an_overflow_where_it_happens(stepping):
     timer, state = StepTimer(cuda=False, warm_up_steps=1), TrainerState()
-    timer.on_train_begin(None, state, CONTROL)
+    now: Any = (None, state, TrainerControl())
+    timer.on_train_begin(*now)
     for overflows in [True, False, True, False, True]:
-        timer.on_step_begin(None, state, CONTROL)
+        timer.on_step_begin(*now)
         stepping.step(overflows=overflows)
-        timer.on_optimizer_step(None, state, CONTROL, optimizer=stepping.optimizer)
+        timer.on_optimizer_step(*now, optimizer=stepping.optimizer)
         state.global_step += 1
-        timer.on_step_end(None, state, CONTROL)
+        timer.on_step_end(*now)
     assert [sample.skipped for sample in timer.samples()] == [False, True, False, True]
 
 
 def test_what_an_overflow_exchanges_is_left_out(stepping):
     timer = CommunicationTimer(0, activities=(ProfilerActivity.CPU,))
-    now = (None, TrainerState(), TrainerControl())
+    now: Any = (None, TrainerState(), TrainerControl())
     counts = []
     for overflows in [True, False, True, False]:
         timer.on_step_begin(*now)
