@@ -1,6 +1,7 @@
 """Whether the Trainer really does what its arguments say, read off the wrapped model."""
 
 import os
+from typing import Any
 
 import torch
 from deepspeed.utils import get_z3_leaf_modules
@@ -29,8 +30,7 @@ def check_in_force(trainer: Trainer, config: TrainingConfig, *, compiled: bool) 
     wrapped = trainer.model_wrapped
     assert wrapped is not None
     found = _read(wrapped)
-    model = trainer.model
-    assert model is not None
+    model: Any = trainer.model
     # A model's own name for it; tests/benchmarking/test_in_force.py holds this down.
     found["attention"] = model.config._attn_implementation if config.attention else None
     wanted = {
