@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from academic_pretraining.config import TrainingConfig, config_to_dict
-from academic_pretraining.models.recipe import without_prose
-from academic_pretraining.records import LIBRARIES
-from academic_pretraining.training_arguments import training_arguments_fields
+from academic_pretraining.config import TrainingConfig
+from academic_pretraining.records import LIBRARIES, identity_of
 
 
 def library_versions(config: TrainingConfig) -> dict[str, str]:
@@ -38,26 +36,14 @@ def limits_that_do(
 def cache_key(config: TrainingConfig, limits: Mapping[str, Any] | None = None) -> str:
     """Write what identifies a measurement as one canonical JSON string.
 
-    Recipe, method, hardware, resolved arguments and library versions count; prose does not, nor
-    does a tolerance beside the global batch that it led to.
+    That is what `identity_of` says, and the library versions.
 
     Args:
         config: what is measured.
         limits: what the user asked the search to keep to, by the field of `Effort`; a search
             without limits is another measurement than one with them.
     """
-    identity = config_to_dict(config)
-    del identity["batch_tolerance"]
-    identity["global_batch_size"] = config.global_batch_size
-    identity["recipe"] = without_prose(identity["recipe"])
-    identity["arguments"] = training_arguments_fields(config, config.plan_at(1))
-    identity["versions"] = library_versions(config)
-    if len(config.compile_choices) > 1:
-        identity["compile"] = config.compile_choices
-    method = config.method
-    if config.compiles and method.activation_checkpointing and method.sharding.hooks_into_layers:
-        # Not in the arguments; before, what is recomputed within hooks was not compiled.
-        identity["recomputed_layers"] = "compiled"
+    identity = identity_of(config) | {"versions": library_versions(config)}
     if limits:
         identity["limits"] = dict(limits)
     return json.dumps(identity, sort_keys=True, separators=(",", ":"))

@@ -304,6 +304,35 @@ def test_other_training_arguments_are_marked_and_never_win(at, changes):
         fastest(frame([other]), TWO, "pythia-160m")
 
 
+COMPILED_ANEW = [Sharding.ZERO_3, Sharding.FSDP_SHARD_GRAD_OP, Sharding.FSDP_FULL_SHARD]
+
+
+@pytest.mark.parametrize("at", [0.5, 2.0])
+@pytest.mark.parametrize("sharding", COMPILED_ANEW)
+def test_results_from_before_recomputed_layers_were_compiled_never_win(sharding, at):
+    method = Method(free_lunch=True, activation_checkpointing=True, sharding=sharding)
+    old, new = record_of(method, seconds=0.1, at=at), record_of(method, seconds=3.0, at=1.0)
+    key = json.loads(old["key"])
+    assert key.pop("recomputed_layers") == "compiled"
+    old["key"] = json.dumps(key)
+    rows = frame([old, new])
+    assert dict(rows.select("current_arguments", "step_seconds").rows()) == {True: 3.0, False: 0.1}
+    assert fastest(rows, TWO, "pythia-160m")["step_seconds"].to_list() == [3.0]
+    with pytest.raises(NoResultsError):
+        fastest(frame([old]), TWO, "pythia-160m")
+
+
+def test_whatever_else_identified_a_result_counts_but_for_versions_and_limits():
+    key = json.loads(record_of()["key"])
+    for other, current in (
+        ({"versions": {"torch": "1"}, "limits": {"timing_seconds": 1}}, True),
+        ({"new_entry": 1}, False),
+        ({"global_batch_size": 1}, False),
+    ):
+        rows = frame([record_of() | {"key": json.dumps(key | other)}])
+        assert rows["current_arguments"].to_list() == [current]
+
+
 @pytest.mark.parametrize("key", [None, "", "{", "[]", "{}", '{"arguments": 1}', "[" * 10**5, 1])
 def test_a_record_that_does_not_say_its_arguments_never_wins(key):
     assert frame([record_of() | {"key": key}])["current_arguments"].to_list() == [False]
@@ -348,6 +377,23 @@ def test_results_of_other_libraries_are_marked_and_never_win():
     assert marked == {"torch 2.11.0": False, "torch 2.13.0": True}
     assert fastest(results, TWO, "pythia-160m")["step_seconds"].item() == 2.0
     assert fastest(results, TWO, "vit")["libraries"].item() == "torch 2.11.0"
+
+
+def test_results_with_other_kernels_of_the_model_are_marked_and_never_win():
+    kernels = {"mamba-ssm": "2.3.2", "causal-conv1d": "1.7.0", "mambapy": "not installed"}
+    none = dict.fromkeys(kernels, "not installed")
+    # In records of other models they say nothing.
+    for model, marked in (("mamba", [False, True]), ("pythia-160m", [True, True])):
+        old = record_of(
+            Method(), model=model, seconds=1.0, at=1.0, versions={"torch": "2.13.0"} | kernels
+        )
+        new = record_of(model=model, seconds=2.0, at=2.0, versions={"torch": "2.13.0"} | none)
+        results = frame([old, new])
+        assert results["current_libraries"].to_list() == marked
+        assert fastest(results, TWO, model)["step_seconds"].item() == 1.0 + (model == "mamba")
+    assert results["libraries"].to_list() == ["torch 2.13.0"] * 2
+    [row] = frame([record_of(model="mamba", versions=kernels)]).to_dicts()
+    assert row["libraries"] == "mamba-ssm 2.3.2, causal-conv1d 1.7.0, mambapy not installed"
 
 
 def test_a_limited_search_stands_in_for_a_whole_one_and_never_before_it():

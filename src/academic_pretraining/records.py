@@ -32,7 +32,7 @@ ORDER = ("unlimited", "alone", "measured_at")
 """Columns of `row_of` by which a setting's records are sorted, the best one last."""
 
 LIBRARIES = ("torch", "transformers", "accelerate", "deepspeed")
-"""Distributions whose versions decide every measurement."""
+"""Distributions whose versions decide every measurement; a model's kernels come on top."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +240,7 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "device_name": measured["device_name"],
         "wall_seconds": measured["seconds"]["all"],
         "torch": record["versions"].get("torch"),
-        "libraries": _libraries(record["versions"]),
+        "libraries": _libraries(record["versions"], recipe.get("kernel_packages") or ()),
         "measured_at": record["measured_at"],
         "current_recipe": is_current(recipe),
         "unlimited": not record.get("limits"),
@@ -250,8 +250,9 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _libraries(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {versions[name]}" for name in LIBRARIES if name in versions)
+def _libraries(versions: dict[str, str], kernels: Iterable[str]) -> str:
+    names = (*LIBRARIES, *kernels)
+    return ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
 
 
 def _gib(count: int | None) -> float | None:
@@ -270,20 +271,42 @@ def is_current(recipe: dict[str, Any]) -> bool:
     return recipe["name"] in MODELS and without_prose(recipe) == _current(recipe["name"])
 
 
+def identity_of(config: TrainingConfig) -> dict[str, Any]:
+    """Say what is measured, as a record's key does beside versions and limits.
+
+    Recipe, method, hardware and resolved arguments count; prose does not, nor does a tolerance
+    beside the global batch that it led to.
+    """
+    identity = config_to_dict(config)
+    del identity["batch_tolerance"]
+    identity["global_batch_size"] = config.global_batch_size
+    identity["recipe"] = without_prose(identity["recipe"])
+    identity["arguments"] = training_arguments_fields(config, config.plan_at(1))
+    if len(config.compile_choices) > 1:
+        identity["compile"] = config.compile_choices
+    method = config.method
+    if config.compiles and method.activation_checkpointing and method.sharding.hooks_into_layers:
+        # Not in the arguments; before, what is recomputed within hooks was not compiled.
+        identity["recomputed_layers"] = "compiled"
+    return identity
+
+
 def has_current_arguments(record: dict[str, Any]) -> bool:
     """Whether a record's key holds the training arguments that would be exported now.
 
-    Whether they are compiled counts as well, where both ways are timed now.
+    What else identifies a measurement counts as well, such as how it is compiled; versions and
+    limits do not.
     """
     try:
-        config = config_of(record)
-        now = training_arguments_fields(config, config.plan_at(1))
         key = json.loads(record["key"])
-        if len(config.compile_choices) > 1 and key["compile"] != list(config.compile_choices):
-            return False
+        for name in ("versions", "limits"):
+            key.pop(name, None)
         # As a key holds them: lists for tuples.
-        return key["arguments"] == json.loads(json.dumps(now))
-    except (KeyError, TypeError, ValueError, RecursionError, AcademicPretrainingError):
+        return key == json.loads(json.dumps(identity_of(config_of(record))))
+    except (
+        *(KeyError, TypeError, AttributeError, ValueError, RecursionError),
+        AcademicPretrainingError,
+    ):
         return False
 
 

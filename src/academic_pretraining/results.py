@@ -106,7 +106,8 @@ def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
     `current_recipe` says whether the recipe is that of this version of the toolkit, and
     `current_arguments` whether the training arguments are those that it exports; a result of
     others never stands in for them, nor wins. `current_libraries` says likewise whether the
-    versions of `LIBRARIES` are those of the newest result for the same model and hardware.
+    versions of `LIBRARIES` and of the model's kernels are those of the newest result for the same
+    model and hardware.
     """
     rows = pl.DataFrame([_row(record) for record in records], schema=SCHEMA)
     return (
