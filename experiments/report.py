@@ -1,130 +1,17 @@
-"""Tables and progress that people read."""
+"""What people read of a grid and of its progress."""
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
-from academic_pretraining.analytic import hardware_flops
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.cores import crowd
 from academic_pretraining.methods import Method
-from academic_pretraining.results import method_of
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from academic_pretraining.benchmarking.probes import Probe
-
-
-def results_table(rows: "pl.DataFrame") -> Table:
-    """Lay results out, fastest first."""
-    table = Table(title="Results, fastest first", title_justify="left")
-    for column in ("model", "hardware", "method", "micro-batch x accumulation", "step"):
-        table.add_column(column, overflow="fold")
-    for column in ("training", "throughput", "MFU", "peak memory"):
-        table.add_column(column, justify="right")
-    table.add_column("compile")
-    table.add_column("numerics")
-    for row in rows.sort("step_seconds", nulls_last=True).iter_rows(named=True):
-        table.add_row(*_cells(row))
-    return table
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    method = method_of(row)
-    nodes = f"{row['num_nodes']} x " if row["num_nodes"] > 1 else ""
-    model = row["model"]
-    if not row["current_recipe"]:
-        model += " (an older recipe)"
-    elif not row["current_arguments"]:
-        model += " (other training arguments)"
-    if not row["current_libraries"]:
-        model += f" ({row['libraries'] or 'other libraries'})"
-    if row["limits"]:
-        model += f" (with {row['limits']})"
-    if row["company"]:
-        model += " (beside others on the GPUs)"
-    head = [model, f"{nodes}{row['gpus_per_node']} x {row['gpu_type']}", method.label]
-    if row["outcome"] != "measured":
-        missing = row["missing_gib"]
-        short = f", {missing:.2f} GiB short" if missing is not None else ""
-        return [*head, row["outcome"] + short, "-", "-", "-", "-", "-", row["compile"], "-"]
-    return [
-        *head,
-        f"{row['micro_batch_size']} x {row['grad_acc_steps']}",
-        f"{seconds(row['step_seconds'])} \u00b1 {100 * row['step_spread']:.1f}%",
-        days(row),
-        _throughput(row),
-        _percent(row["mfu"]),
-        f"{row['peak_memory_gib']:.1f} GiB",
-        row["compile"],
-        row["numerics"],
-    ]
-
-
-def detail_table(rows: "pl.DataFrame") -> Table:
-    """Lay out where the measured steps' FLOPs and time go, fastest first."""
-    table = Table(
-        title="Of one optimizer step",
-        title_justify="left",
-        caption=(
-            "communication: time of the GPUs' exchange, also where computation hides it\n"
-            "others: of the host's cores, what other processes kept busy meanwhile\n"
-            "checkpoint: how long writing one takes, and GPU memory at its height"
-        ),
-        caption_justify="left",
-    )
-    table.add_column("method", overflow="fold")
-    for column in ("model FLOPs", "hardware FLOPs", "ceiling", "of datasheet", "of ceiling"):
-        table.add_column(column, justify="right")
-    for column in ("throughput", "data", "communication", "optimizer", "others", "checkpoint"):
-        table.add_column(column, justify="right")
-    for row in rows.filter(outcome="measured").sort("step_seconds").iter_rows(named=True):
-        flops = row["model_flops_per_step"]
-        checkpointing = row["activation_checkpointing"]
-        ceiling = row["ceiling_flops"]
-        table.add_row(
-            method_of(row).label,
-            f"{flops:.3g}",
-            f"{hardware_flops(flops, activation_checkpointing=checkpointing):.3g}",
-            f"{ceiling / 1e12:,.4g} TFLOP/s" if ceiling is not None else "-",
-            _percent(row["mfu"]),
-            _percent(row["ceiling_share"]),
-            _throughput(row),
-            _percent(row["data_share"]),
-            _percent(row["communication_share"]),
-            _percent(row["optimizer_share"]),
-            _percent(row["other_cpu_share"]),
-            _checkpoint(row),
-        )
-    return table
-
-
-def days(row: dict[str, Any]) -> str:
-    """Write a training time with its 95% interval."""
-    half = (row["training_days_high"] - row["training_days_low"]) / 2
-    digits = max(1, -math.floor(math.log10(half))) if 0 < half < 1 else 1
-    return f"{row['training_days']:,.{digits}f} \u00b1 {half:,.{digits}f} days"
-
-
-def _throughput(row: dict[str, Any]) -> str:
-    unit = "tok/s" if row["units_per_example"] > 1 else "img/s"
-    return f"{row['units_per_second']:,.0f} {unit}"
-
-
-def _checkpoint(row: dict[str, Any]) -> str:
-    if row["save_seconds"] is None:
-        return "-"
-    memory = f", {row['save_peak_gib']:.1f} GiB" if row["save_peak_gib"] else ""
-    return f"{seconds(row['save_seconds'])}{memory}"
-
-
-def _percent(share: float | None) -> str:
-    return f"{100 * share:.1f}%" if share is not None else "-"
 
 
 def seconds(value: float) -> str:

@@ -1,6 +1,7 @@
 """What the scripts share: choices from the tables, hardware flags, errors in one line."""
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -41,6 +42,11 @@ def run(main: Callable[..., int | None], *, stopped: str = "run the same command
 def workspace_dir() -> Path:
     """Folder of results: `TANGO_WORKSPACE_DIR`, else `tango_workspace/`."""
     return command_line.workspace_dir(os.environ)
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that stdout is; `None` where it is none, and no line too long."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def hardware_from(

@@ -7,7 +7,15 @@ import sys
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from _cli import GpuName, ModelName, hardware_from, results, run, workspace_dir
+from _cli import (
+    GpuName,
+    ModelName,
+    hardware_from,
+    results,
+    run,
+    terminal_width,
+    workspace_dir,
+)
 
 from academic_pretraining.benchmarking.effort import QUICK, Effort
 from academic_pretraining.benchmarking.scratch import any_begun
@@ -216,24 +224,18 @@ def _print_results(
     hardware: Hardware, model: str, detail: bool, methods: list[Method] | None = None
 ) -> None:
     """Print what is known of these methods, or of all."""
-    from rich.console import Console
-
-    from experiments.report import detail_table, results_table
-
     rows = results(hardware, model)
     if methods is not None and not rows.is_empty():
         from academic_pretraining.results import method_of
 
         rows = rows.filter([method_of(row) in methods for row in rows.iter_rows(named=True)])
-    # What a result says is shown as it stands, for others may have written it.
-    console = Console(width=None if sys.stdout.isatty() else 180, markup=False, emoji=False)
     if rows.is_empty():
         chosen = "" if methods is None else " of these methods"
         print(f"no results yet{chosen} for {model} on this hardware in {workspace_dir()}")
-    else:
-        console.print(results_table(rows))
-        if detail:
-            console.print(detail_table(rows))
+        return
+    from experiments.tables import print_results
+
+    print_results(rows, terminal_width(), detail=detail)
 
 
 if __name__ == "__main__":

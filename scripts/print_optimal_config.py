@@ -2,13 +2,41 @@
 
 import datetime
 import sys
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from _cli import GpuName, ModelName, results, run
+from _cli import GpuName, ModelName, results, run, terminal_width
 
-from academic_pretraining.errors import InvalidConfigError
+from academic_pretraining.errors import InvalidConfigError, one_line
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.schedule import Habits, Schedule, whole_run
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_SHOWN = (
+    "num_nodes",
+    "gpus_per_node",
+    "gpu_type",
+    "model",
+    "free_lunch",
+    "activation_checkpointing",
+    "sharding",
+    "offloading",
+    "micro_batch_size",
+    "grad_acc_steps",
+    "training_days",
+    "training_days_low",
+    "training_days_high",
+    "step_seconds",
+    "step_spread",
+    "mfu",
+    "ceiling_share",
+    "peak_memory_gib",
+    "compile",
+    "kernels",
+    "numerics",
+    "device_name",
+)
 
 
 def main(
@@ -25,6 +53,7 @@ def main(
 ) -> None:
     """Print the fastest measured settings as one polars row.
 
+    Where a terminal is too narrow for it, each column has a line.
     training_days is optimizer steps alone, with a 95% interval. With an interval of
     evaluations or checkpoints a second line adds them up and says on which date it is over.
 
@@ -56,8 +85,6 @@ def main(
             "--save-seconds is of checkpoints: give --save-every-steps with it"
         )
 
-    import polars as pl
-
     from academic_pretraining.results import fastest
 
     hardware = Hardware(num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu_type=gpu_type)
@@ -71,37 +98,29 @@ def main(
     if company := row["company"].item():
         print(f"measured beside others on the GPUs: {company}", file=sys.stderr)
     plan = None if habits == Habits() else _schedule(habits, row.row(0, named=True), save_seconds)
+    print(_drawn(row.select(*_SHOWN), terminal_width()))
+    if plan:
+        print(f"whole run: {plan.text}; begun now, over on {plan.end(datetime.datetime.now())}")
+
+
+def _drawn(row: "pl.DataFrame", width: int | None) -> str:
+    """Draw a row as polars does; where that is too wide, a line for each column."""
+    import polars as pl
+
     with pl.Config(
         tbl_cols=-1, tbl_width_chars=-1, fmt_str_lengths=60, tbl_hide_dataframe_shape=True
     ):
-        print(
-            row.select(
-                "num_nodes",
-                "gpus_per_node",
-                "gpu_type",
-                "model",
-                "free_lunch",
-                "activation_checkpointing",
-                "sharding",
-                "offloading",
-                "micro_batch_size",
-                "grad_acc_steps",
-                "training_days",
-                "training_days_low",
-                "training_days_high",
-                "step_seconds",
-                "step_spread",
-                "mfu",
-                "ceiling_share",
-                "peak_memory_gib",
-                "compile",
-                "kernels",
-                "numerics",
-                "device_name",
-            )
-        )
-    if plan:
-        print(f"whole run: {plan.text}; begun now, over on {plan.end(datetime.datetime.now())}")
+        drawn = f"{row}"
+    if width is None or len(drawn.splitlines()[0]) <= width:
+        return drawn
+    [values] = row.to_dicts()
+    return "\n".join(f"{name:{max(map(len, values))}}  {_said(values[name])}" for name in values)
+
+
+def _said(value: object) -> str:
+    if isinstance(value, bool | None):
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else one_line(f"{value}")
 
 
 def _schedule(habits: Habits, row: dict[str, Any], save_seconds: float | None) -> Schedule:

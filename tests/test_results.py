@@ -81,6 +81,7 @@ def test_a_row_in_full():
         "step_spread": 0.02,
         "micro_step_seconds": 0.07,
         "mfu": 0.4,
+        "mfu_of": "989 TFLOP/s (fp16)",
         "ceiling_share": pytest.approx(1024 * 10**12 / 2.5 / 2 / 8e14),
         "numerics": "fp16 parameters",
         "peak_memory_gib": 3.0,

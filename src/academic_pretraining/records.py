@@ -13,7 +13,7 @@ from academic_pretraining.config import (
     recipe_to_dict,
 )
 from academic_pretraining.errors import AcademicPretrainingError
-from academic_pretraining.gpus import GPUS, Hardware
+from academic_pretraining.gpus import GPUS, GpuType, Hardware
 from academic_pretraining.methods import Sharding
 from academic_pretraining.models import MODELS
 from academic_pretraining.models.recipe import Precision, without_prose
@@ -221,6 +221,7 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "step_spread": best.get("step_spread"),
         "micro_step_seconds": best.get("micro_step_seconds"),
         "mfu": best.get("mfu"),
+        "mfu_of": _peak(record["config"]),
         "ceiling_share": rate / ceiling if rate and ceiling else None,
         "numerics": _numerics(record["config"]),
         "peak_memory_gib": _gib(best.get("peak_bytes")),
@@ -259,11 +260,23 @@ def _gib(count: int | None) -> float | None:
     return count / 2**30 if count is not None else None
 
 
-def _numerics(config: dict[str, Any]) -> str:
+def _arithmetic(config: dict[str, Any]) -> tuple[GpuType, Precision, bool]:
+    """Give the GPU, the precision and whether fp32 products may run as TF32."""
     gpu = GPUS[config["hardware"]["gpu_type"]]
     precision = Precision.FP32 if gpu.is_cpu else Precision(config["recipe"]["precision"])
-    tf32 = config["method"]["free_lunch"] and gpu.supports_tf32
+    return gpu, precision, config["method"]["free_lunch"] and gpu.supports_tf32
+
+
+def _numerics(config: dict[str, Any]) -> str:
+    _, precision, tf32 = _arithmetic(config)
     return numerics(Sharding(config["method"]["sharding"]), precision, tf32=tf32)
+
+
+def _peak(config: dict[str, Any]) -> str | None:
+    gpu, precision, tf32 = _arithmetic(config)
+    peak = gpu.peak_flops(precision, tf32)
+    kind = "TF32" if precision is Precision.FP32 and tf32 else precision
+    return f"{peak / 1e12:,.4g} TFLOP/s ({kind})" if peak is not None else None
 
 
 def is_current(recipe: dict[str, Any]) -> bool:

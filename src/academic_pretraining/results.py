@@ -33,6 +33,7 @@ SCHEMA = pl.Schema(
         "step_spread": pl.Float64,
         "micro_step_seconds": pl.Float64,
         "mfu": pl.Float64,
+        "mfu_of": pl.String,
         "ceiling_share": pl.Float64,
         "numerics": pl.String,
         "peak_memory_gib": pl.Float64,

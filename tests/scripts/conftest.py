@@ -1,8 +1,14 @@
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +77,29 @@ class CommandLine:
             timeout=timeout,
         )
         return Answer(status=done.returncode, out=done.stdout, err=done.stderr)
+
+    def on_terminal(self, columns: int, script: str, *arguments: object) -> tuple[int, str]:
+        """Run a script in a terminal of so many columns; give its status and what is seen."""
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+        environment = self.environment()
+        del environment["COLUMNS"]
+        process = subprocess.Popen(
+            self.command(script, *arguments),
+            cwd=self.folder,
+            env=environment,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        seen = b""
+        # On Linux the end of a terminal is an error.
+        with contextlib.suppress(OSError):
+            while some := os.read(ours, 65_536):
+                seen += some
+        os.close(ours)
+        return process.wait(), re.sub(r"\x1b\[[0-9;]*m", "", seen.decode()).replace("\r", "")
 
     def refuses(self, script: str, *arguments: object, torch: bool = False) -> str:
         """Give the one line of an error; nothing else may come of bad input."""

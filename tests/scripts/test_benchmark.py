@@ -147,7 +147,8 @@ def test_what_was_measured_is_recalled_on_another_machine(cli, made_up, monkeypa
     naive = (*GPUS, 2, "--methods", "naive")
     answer = cli("benchmark.py", *naive, torch=True)
     assert (answer.status, answer.err) == (0, "0 settings measured, 1 recalled\n")
-    assert "│ pythia-160m │ 2 x a100 │ naive  │ 8 x 64 " in answer.out
+    assert answer.out.startswith("pythia-160m on 2 x a100, fastest first ")
+    assert "│ naive  │   3.31 ± 0.07 │ 2 s ± 2.0% │                     8 x 64 │ " in answer.out
     incomplete = cli("benchmark.py", *naive, "--cmd", "print-incomplete")
     assert (incomplete.status, incomplete.out) == (0, "0 of 1 settings have no result\n")
 
@@ -329,14 +330,32 @@ def test_results_are_printed_fastest_first(cli, remember, made_up):
     ]
     assert rows == [
         [
-            *("pythia-160m", "2 x a100", method, "8 x 64", f"{step} s ± 2.0%", f"{days} days"),
-            *(f"{rate} tok/s", "40.0%", "3.0 GiB", "on", "reference"),
+            *(method, days, f"{step} s ± 2.0%", "8 x 64", "3.0 GiB", "40.0%", rate, "on"),
+            "reference",
         ]
         for method, step, days, rate in (
             ("free-lunch", 2, "3.31 ± 0.07", "1,049,088"),
             ("free-lunch + checkpointing", 3, "5.0 ± 0.1", "699,392"),
         )
     ]
+
+
+def test_on_a_narrow_terminal_no_figure_is_cut_off(cli, remember, made_up):
+    checkpointing = Method(free_lunch=True, activation_checkpointing=True)
+    remember(made_up(ON_TWO, checkpointing, 30.0), made_up(ON_TWO, Method(), 2000.0))
+    command = (*GPUS, 2, "--model", "pythia-160m", "--cmd", "print-results", "--detail")
+    status, text = cli.on_terminal(80, "benchmark.py", *command)
+    assert status == 0
+    lines = text.splitlines()
+    assert max(map(len, lines)) == 80
+    assert "…" not in text
+    for figure in ("3,310.2 ± 66.2", "33 min 20 s ± 2.0%", "8 x 64", "3.0 GiB", "69,939", "5 s, "):
+        assert f" {figure}" in text
+    # Piped, each row is one line.
+    piped = cli("benchmark.py", *command).out.splitlines()
+    [row, _] = [line for line in piped if line.startswith("│ naive")]
+    assert "│ 3,310.2 ± 66.2 │ 33 min 20 s ± 2.0% │" in row
+    assert row.endswith(" reference │")
 
 
 def test_all_is_incomplete_in_a_new_workspace(cli):

@@ -56,6 +56,25 @@ def test_the_fastest_is_printed_whole(cli, remember, made_up):
     }
 
 
+def test_on_a_narrow_terminal_each_column_has_a_line(cli, remember, made_up):
+    remember(made_up(ON_TWO, SHARDED, 2.0))
+    command = ("print_optimal_config.py", *HARDWARE, "--model", "pythia-160m")
+    piped = row(cli(*command).out)
+    status, text = cli.on_terminal(80, *command)
+    assert status == 0
+    seen = dict(line.split(maxsplit=1) for line in text.splitlines())
+    assert list(seen) == list(piped)
+    assert seen == piped | {
+        "training_days": "3.31019",
+        "training_days_low": "3.23646",
+        "training_days_high": "3.38391",
+        "step_seconds": "2",
+        "peak_memory_gib": "3",
+    }
+    status, wide = cli.on_terminal(400, *command)
+    assert (status, row(wide)) == (0, piped)
+
+
 def test_the_winner_can_be_restricted_to_the_reference(cli, remember, made_up):
     remember(made_up(ON_TWO, Method(), 3.0), made_up(ON_TWO, SHARDED, 2.0))
     flags = (*HARDWARE, "--model", "pythia-160m", "--numerics", "reference")
