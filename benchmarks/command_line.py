@@ -21,7 +21,7 @@ from academic_pretraining.gpus import GPUS, Hardware
 from academic_pretraining.methods import MethodSpace
 from academic_pretraining.models import MODELS
 from academic_pretraining.records import Measurement, Timing
-from experiments.identity import cache_key
+from experiments.identity import cache_key, library_versions
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 HARDWARE = ("--num-nodes", "1", "--gpus-per-node", "4", "--gpu-type", "a100")
@@ -128,7 +128,7 @@ def made_up(config: TrainingConfig, number: int) -> dict[str, Any]:
         "version": 1,
         "config": config_to_dict(config),
         "measurement": dataclasses.asdict(measurement),
-        "versions": {"torch": "2.11.0"},
+        "versions": library_versions(config),
         "measured_at": 1.7e9 + number,
         "key": cache_key(config),
         "limits": {},

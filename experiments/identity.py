@@ -1,23 +1,45 @@
 """What identifies a measurement, so that it is recalled when and only when it still holds."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from academic_pretraining.config import TrainingConfig
+from academic_pretraining.models import get_model
 from academic_pretraining.records import LIBRARIES, identity_of
 
 
 def library_versions(config: TrainingConfig) -> dict[str, str]:
     """Versions of what decides a measurement, by distribution; the model's kernels among it."""
+    return _installed((*LIBRARIES, *config.recipe.kernel_packages))
+
+
+def _installed(names: Iterable[str]) -> dict[str, str]:
     versions = {}
-    for name in (*LIBRARIES, *config.recipe.kernel_packages):
+    for name in names:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "not installed"
     return versions
+
+
+def other_versions(libraries: str, model: str) -> str:
+    """Say how a result's versions differ from those installed here; nothing where they do not.
+
+    Args:
+        libraries: of the result, as a row has them.
+        model: what it is about.
+    """
+    parts = (part.partition(" ") for part in libraries.split(", "))
+    measured = {name: number for name, _, number in parts}
+    here = _installed((*LIBRARIES, *get_model(model).kernel_packages))
+    names = [name for name in here if measured.get(name, here[name]) != here[name]]
+    if not names:
+        return ""
+    said = [", ".join(f"{name} {of[name]}" for name in names) for of in (measured, here)]
+    return f"measured with {said[0]}; here is {said[1]}"
 
 
 def limits_that_do(

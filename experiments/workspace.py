@@ -6,6 +6,7 @@ Tango keeps each result in `cache/<step id>/`: `data.json`, written first, and
 
 import contextlib
 import gc
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ def incomplete(
     limits: Mapping[str, Any] | None = None,
     *,
     allow_busy: bool = False,
+    any_versions: bool = False,
 ) -> list[TrainingConfig]:
     """List the configurations without a result.
 
@@ -98,10 +100,24 @@ def incomplete(
         workspace: where.
         limits: as in `limits_that_do`.
         allow_busy: as in `limits_that_do`.
+        any_versions: whether a result of other library versions counts.
     """
     known = {record.get("key") for record in read_records(workspace)[0]}
     enough = limits_that_do(limits, allow_busy=allow_busy)
-    return [c for c in configs if not any(cache_key(c, some) in known for some in enough)]
+    if any_versions:
+        known = {_without_versions(key) for key in known}
+    as_known = _without_versions if any_versions else str
+    return [c for c in configs if not any(as_known(cache_key(c, e)) in known for e in enough)]
+
+
+def _without_versions(key: str | None) -> str:
+    """Keep of a key what is measured, and within which limits; nothing where it is none."""
+    try:
+        identity = json.loads(key or "")
+        del identity["versions"]
+        return json.dumps(identity, sort_keys=True)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return ""
 
 
 def _step_folders(workspace: Path) -> list[Path]:

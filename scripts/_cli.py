@@ -92,3 +92,15 @@ def results(hardware: Hardware, model: str) -> "pl.DataFrame":
     from academic_pretraining.results import frame
 
     return frame(about(records(), hardware, model))
+
+
+def say_other_versions(rows: "pl.DataFrame") -> None:
+    """Say on stderr where these results are of other versions than are installed.
+
+    Those that are marked for it, beside newer ones, say so themselves.
+    """
+    from experiments.identity import other_versions
+
+    for row in rows.filter("current_libraries").head(1).iter_rows(named=True):
+        if said := other_versions(row["libraries"], row["model"]):
+            print(one_line(said), file=sys.stderr)

@@ -13,6 +13,7 @@ from _cli import (
     hardware_from,
     results,
     run,
+    say_other_versions,
     terminal_width,
     workspace_dir,
 )
@@ -126,8 +127,11 @@ def main(
             from experiments.workspace import incomplete
 
             wanted = list(configs.values())
-            missing = incomplete(wanted, workspace_dir(), limits, allow_busy=allow_busy)
-            print(f"{len(missing)} of {len(configs)} settings have no result")
+            look = functools.partial(incomplete, limits=limits, allow_busy=allow_busy)
+            missing = look(wanted, workspace_dir())
+            other = len(missing) - len(look(missing, workspace_dir(), any_versions=True))
+            elsewhere = f", {other} of them one of other library versions" if other else ""
+            print(f"{len(missing)} of {len(configs)} settings have no result{elsewhere}")
             print(*(f"  {config.label}\n" for config in missing), sep="", end="")
         case "run":
             return _run(list(configs.values()), limits, detail, allow_busy)
@@ -236,6 +240,7 @@ def _print_results(
     from experiments.tables import print_results
 
     print_results(rows, terminal_width(), detail=detail)
+    say_other_versions(rows)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import datetime
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
-from _cli import GpuName, ModelName, results, run, terminal_width
+from _cli import GpuName, ModelName, results, run, say_other_versions, terminal_width
 
 from academic_pretraining.errors import InvalidConfigError, one_line
 from academic_pretraining.gpus import Hardware
@@ -93,6 +93,7 @@ def main(
     if not others.is_empty():
         print(f"{len(others)} results of other library versions are left out", file=sys.stderr)
     row = fastest(found, hardware, model, same_numerics=numerics == "reference")
+    say_other_versions(row)
     if limits := row["limits"].item():
         print(f"measured with {limits}", file=sys.stderr)
     if company := row["company"].item():

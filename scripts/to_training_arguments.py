@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from _cli import GpuName, ModelName, ShardingName, records, run
+from _cli import GpuName, ModelName, ShardingName, records, run, say_other_versions
 
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import InvalidConfigError, one_line
@@ -78,7 +78,9 @@ def main(
 
         measured = about(records(), hardware, model)
         same = numerics == "reference"
-        row = fastest(frame(measured), hardware, model, same_numerics=same).row(0, named=True)
+        winner = fastest(frame(measured), hardware, model, same_numerics=same)
+        say_other_versions(winner)
+        row = winner.row(0, named=True)
         method = method_of(row)
         micro_batch_size, gradient_accumulation_steps = (
             row["micro_batch_size"],

@@ -13,7 +13,7 @@ from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, MethodSpace, Sharding
 from academic_pretraining.models import MODELS
 from academic_pretraining.models.recipe import PROSE_FIELDS, ModelRecipe, Precision, Task
-from experiments.identity import cache_key, library_versions
+from experiments.identity import cache_key, library_versions, other_versions
 from experiments.steps import MeasureContext, measure_step
 
 LIBRARIES = ("torch", "transformers", "accelerate", "deepspeed")
@@ -149,6 +149,21 @@ def test_versions_are_those_installed(configs, mamba, monkeypatch, tmp_path):
     assert library_versions(configs[0]) == {name: version(name) for name in LIBRARIES}
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert library_versions(mamba) == dict.fromkeys((*LIBRARIES, *KERNELS), "not installed")
+
+
+def test_versions_that_differ_from_those_installed_are_named(monkeypatch, tmp_path):
+    for name, number in (("torch", "2.13.0"), ("transformers", "5"), ("mamba-ssm", "2")):
+        install(tmp_path, name, number)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert other_versions("torch 2.13.0, transformers 5", "vit") == ""
+    assert other_versions("", "vit") == ""
+    assert other_versions("torch 2.11.0, transformers 5, tango 1", "vit") == (
+        "measured with torch 2.11.0; here is torch 2.13.0"
+    )
+    of_mamba = "torch 2.13.0, deepspeed 0.19, mamba-ssm 1, mambapy not installed"
+    assert other_versions(of_mamba, "mamba") == (
+        "measured with deepspeed 0.19, mamba-ssm 1; here is deepspeed not installed, mamba-ssm 2"
+    )
 
 
 def test_the_key_is_canonical_json_without_labels(configs):

@@ -9,8 +9,9 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method
 from academic_pretraining.models import MODELS
 from academic_pretraining.records import to_record
-from experiments.identity import cache_key
+from experiments.identity import cache_key, library_versions
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -158,6 +159,7 @@ def made_up() -> Callable[..., dict[str, Any]]:
         compile_state: str = "on",
         measured_at: float = 1.0,
         tolerance: float = 0.0,
+        versions: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, Any]:
         config = TrainingConfig(
             hardware=hardware, recipe=MODELS[model], method=method, batch_tolerance=tolerance
@@ -174,8 +176,10 @@ def made_up() -> Callable[..., dict[str, Any]]:
         measurement = dataclasses.replace(
             MEASURED, best=timing, timings=(timing,), compile=compile_state
         )
-        record = to_record(config, measurement, versions={"torch": "2"}, measured_at=measured_at)
-        return record | {"key": cache_key(config)}
+        all_versions = {**library_versions(config), **versions}
+        record = to_record(config, measurement, versions=all_versions, measured_at=measured_at)
+        key = json.loads(cache_key(config)) | {"versions": all_versions}
+        return record | {"key": json.dumps(key, sort_keys=True, separators=(",", ":"))}
 
     return make
 

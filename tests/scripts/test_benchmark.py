@@ -363,3 +363,21 @@ def test_all_is_incomplete_in_a_new_workspace(cli):
     assert (answer.status, answer.err) == (0, "")
     assert cli.files() == {cli.folder: None}
     assert answer.out == ("1 of 1 settings have no result\n  pythia-160m on 2 x a100: naive\n")
+
+
+def test_what_has_a_result_of_other_versions_is_counted(cli, remember, made_up):
+    older = {"torch": "0.9"}
+    checkpointing = Method(free_lunch=True, activation_checkpointing=True)
+    limited = made_up(ON_TWO, checkpointing, 1.0, versions=older)
+    limited["key"] = limited["key"].replace('"method"', '"limits":{"timing_seconds":1},"method"')
+    remember(
+        made_up(ON_TWO, Method(), 2.0),
+        made_up(ON_TWO, Method(free_lunch=True), 1.0, versions=older),
+        limited,
+    )
+    command = (*GPUS, 2, "--cmd", "print-incomplete")
+    answer = cli("benchmark.py", *command)
+    assert (answer.status, answer.err) == (0, "")
+    first, *missing = answer.out.splitlines()
+    assert first == "22 of 23 settings have no result, 1 of them one of other library versions"
+    assert len(missing) == 22

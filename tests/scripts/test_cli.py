@@ -1,9 +1,13 @@
 """What all scripts have in common."""
 
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+from academic_pretraining.gpus import Hardware
+from academic_pretraining.methods import Method
 
 ON_A100 = ("--num-nodes", 1, "--gpus-per-node", 2, "--gpu-type", "a100", "--model", "pythia-160m")
 # A valid command of each script, as far as its arguments go.
@@ -150,6 +154,40 @@ def test_without_a_name_the_workspace_is_in_the_folder(cli, monkeypatch, value):
     assert answer.out == "no results yet for pythia-160m on this hardware in tango_workspace\n"
     assert answer.status == 0
     assert cli.files() == {cli.folder: None}
+
+
+READERS = {
+    "print-results": ("benchmark.py", *ON_A100, "--cmd", "print-results"),
+    "print_optimal_config": ("print_optimal_config.py", *ON_A100),
+    "to_training_arguments": (
+        *("to_training_arguments.py", "--output", "args.json", *ON_A100, "--optimal"),
+    ),
+}
+ON_TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="a100")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_that_other_versions_are_installed_than_measured_with_is_said(
+    cli, remember, made_up, reader
+):
+    older = {"torch": "0.9", "accelerate": "0.0"}
+    naive = made_up(ON_TWO, Method(), 3.0, versions=older)
+    remember(naive, made_up(ON_TWO, Method(free_lunch=True), 2.0, versions=older))
+    answer = cli(*READERS[reader])
+    assert answer.status == 0
+    assert answer.err == (
+        "measured with torch 0.9, accelerate 0.0; here is torch "
+        f"{version('torch')}, accelerate {version('accelerate')}\n"
+    )
+
+
+def test_of_results_with_the_versions_installed_nothing_is_said(cli, remember, made_up):
+    # The older one is marked.
+    older = made_up(ON_TWO, Method(), 1.0, versions={"torch": "0.9"}, measured_at=0.5)
+    remember(older, made_up(ON_TWO, Method(free_lunch=True), 2.0))
+    answer = cli(*READERS["print-results"])
+    assert (answer.status, answer.err) == (0, "")
+    assert "│ naive (torch 0.9) │" in answer.out
 
 
 def test_a_result_that_cannot_be_read_is_named_and_left_out(cli, remember):
