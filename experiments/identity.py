@@ -69,3 +69,11 @@ def cache_key(config: TrainingConfig, limits: Mapping[str, Any] | None = None) -
     if limits:
         identity["limits"] = dict(limits)
     return json.dumps(identity, sort_keys=True, separators=(",", ":"))
+
+
+def keys_that_do(
+    configs: Iterable[TrainingConfig], limits: Mapping[str, Any] | None, *, allow_busy: bool
+) -> set[str]:
+    """Give the keys of all results that will do for these configurations; see `limits_that_do`."""
+    enough = limits_that_do(limits, allow_busy=allow_busy)
+    return {cache_key(config, some) for config in configs for some in enough}

@@ -1,7 +1,7 @@
 """What people read of a grid and of its progress."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -24,21 +24,31 @@ def seconds(value: float) -> str:
 
 
 def grid_lines(
-    points: Iterable[tuple[Method, tuple[str, ...]]], configs: Mapping[Method, TrainingConfig]
+    points: Iterable[tuple[Method, tuple[str, ...]]],
+    configs: Mapping[Method, TrainingConfig],
+    sizes: Collection[int] = (),
 ) -> Iterator[str]:
-    """Describe each point of a grid: its batch plans, or why it is skipped."""
+    """Describe each point of a grid: its batch plans, or why it is skipped.
+
+    Args:
+        points: each method with the reasons against it.
+        configs: of the valid ones.
+        sizes: micro-batch sizes to which the plans are limited; none for all.
+    """
     for method, reasons in points:
         if reasons:
             yield f"skip  {method.label}: {'; '.join(reasons)}"
             continue
-        plans = configs[method].plans()
-        largest, smallest = plans[-1], plans[0]
+        plans = [p for p in configs[method].plans() if not sizes or p.micro_batch_size in sizes]
+        first, last = (
+            f"{plan.micro_batch_size} x {plan.gradient_accumulation_steps}"
+            for plan in (plans[0], plans[-1])
+        )
+        world_size = plans[0].world_size
         yield (
-            f"run   {method.label}: global batch {smallest.global_batch_size} = "
-            f"{smallest.world_size} GPU{'s' * (smallest.world_size > 1)} x micro-batch x "
-            f"accumulation, from 1 x {smallest.gradient_accumulation_steps} to "
-            f"{largest.micro_batch_size} x {largest.gradient_accumulation_steps} "
-            f"({len(plans)} plans)"
+            f"run   {method.label}: global batch {plans[0].global_batch_size} = {world_size} "
+            f"GPU{'s' * (world_size > 1)} x micro-batch x accumulation, "
+            + (f"from {first} to {last} ({len(plans)} plans)" if first != last else first)
         )
 
 

@@ -6,8 +6,9 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import polars as pl
 from rich.console import Console
 from rich.table import Table
 
@@ -16,14 +17,11 @@ from academic_pretraining.errors import one_line
 from academic_pretraining.results import method_of
 from experiments.report import seconds
 
-if TYPE_CHECKING:
-    import polars as pl
-
 # A method's name takes three lines then, rather than four or more.
 _METHOD_WIDTH = 18
 
 
-def print_results(rows: "pl.DataFrame", width: int | None, *, detail: bool = False) -> None:
+def print_results(rows: pl.DataFrame, width: int | None, *, detail: bool = False) -> None:
     """Print the results for one model and hardware, fastest first.
 
     Args:
@@ -53,6 +51,22 @@ def print_results(rows: "pl.DataFrame", width: int | None, *, detail: bool = Fal
             "checkpoint: how long writing one takes, and GPU memory at its height",
         ):
             _say(console, line, width)
+
+
+def faster_with_limits(rows: pl.DataFrame) -> Iterator[str]:
+    """Say which results with limits are faster than the one without, that is chosen from."""
+    current = rows.filter("current_recipe", "current_arguments", "current_libraries")
+    whole = {method_of(row): row for row in current.filter(limits="").iter_rows(named=True)}
+    limited = current.filter(pl.col("limits") != "", outcome="measured").sort("step_seconds")
+    for row in limited.iter_rows(named=True):
+        other = whole.get(method := method_of(row))
+        if other is None or (other["step_seconds"] or math.inf) <= row["step_seconds"]:
+            continue
+        without = seconds(other["step_seconds"]) if other["step_seconds"] else other["outcome"]
+        yield (
+            f"{method.label}: {seconds(row['step_seconds'])} a step with {row['limits']}, "
+            f"{without} without, by which settings are chosen"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +121,14 @@ def _tables(title: str, columns: list[_Column], width: int | None) -> Iterator[T
         title = "Their other figures"
 
 
-def _title(rows: "pl.DataFrame") -> str:
+def _title(rows: pl.DataFrame) -> str:
     row = rows.row(0, named=True)
     nodes = f"{row['num_nodes']} x " if row["num_nodes"] > 1 else ""
     hardware = f"{nodes}{row['gpus_per_node']} x {row['gpu_type']}"
     return f"{row['model']} on {hardware}, fastest first"
 
 
-def _result_columns(rows: "pl.DataFrame") -> list[_Column]:
+def _result_columns(rows: pl.DataFrame) -> list[_Column]:
     """Give what is asked for most first."""
     found = rows.to_dicts()
     current = next((row["libraries"] for row in found if row["current_libraries"]), "")
@@ -167,7 +181,7 @@ def _figures(row: dict[str, Any], unit: str) -> dict[str, str]:
     return figures | {"compile": one_line(row["compile"]), "numerics": numerics}
 
 
-def _peaks(rows: "pl.DataFrame") -> str:
+def _peaks(rows: pl.DataFrame) -> str:
     """Say what each MFU is a share of, where that is not the same for all; else nothing."""
     peaks: dict[str, list[str]] = {}
     for row in rows.iter_rows(named=True):
@@ -180,7 +194,7 @@ def _peaks(rows: "pl.DataFrame") -> str:
     return f"MFU: of {most}, but of {', of '.join(others)}"
 
 
-def _detail_columns(rows: "pl.DataFrame") -> list[_Column]:
+def _detail_columns(rows: pl.DataFrame) -> list[_Column]:
     columns: dict[str, list[str]] = {}
     for row in rows.iter_rows(named=True):
         flops, ceiling = row["model_flops_per_step"], row["ceiling_flops"]

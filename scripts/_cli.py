@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,12 +86,18 @@ def records() -> list[dict[str, Any]]:
     return readable
 
 
-def results(hardware: Hardware, model: str) -> "pl.DataFrame":
-    """Read the workspace, as `records` does, and gather the results for one hardware and model."""
+def results(hardware: Hardware, model: str, also: Collection[str] = ()) -> "pl.DataFrame":
+    """Read the workspace, as `records` does, and gather the results for one hardware and model.
+
+    Args:
+        hardware: on which.
+        model: what is trained.
+        also: as for `academic_pretraining.results.frame`.
+    """
     from academic_pretraining.records import about
     from academic_pretraining.results import frame
 
-    return frame(about(records(), hardware, model))
+    return frame(about(records(), hardware, model), also)
 
 
 def say_other_versions(rows: "pl.DataFrame") -> None:

@@ -1,9 +1,9 @@
 """Measure which Trainer settings train a model fastest on given hardware."""
 
-import dataclasses
 import functools
 import os
 import sys
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -22,11 +22,12 @@ from academic_pretraining.benchmarking.effort import QUICK, Effort
 from academic_pretraining.benchmarking.scratch import any_begun
 from academic_pretraining.config import TrainingConfig, grid, why_tolerance_invalid
 from academic_pretraining.cores import usable_cores
-from academic_pretraining.errors import InvalidConfigError
+from academic_pretraining.errors import InvalidConfigError, one_line
 from academic_pretraining.gpus import Hardware, check_hardware
 from academic_pretraining.methods import Method, MethodSpace
 from academic_pretraining.models import get_model
 from academic_pretraining.occupancy import PATIENCE_SECONDS, gpus_alone
+from experiments.identity import keys_that_do
 
 Point = tuple[Method, tuple[str, ...]]
 
@@ -52,7 +53,7 @@ def main(
     measured. Results are kept in TANGO_WORKSPACE_DIR (tango_workspace/): the same command goes
     on where it was stopped, and a setting that has a result is not measured again. One measured
     with --micro-batch-sizes, --timing-seconds or --allow-busy-gpus stands in for it only until it
-    has one without.
+    has one without; beside that, it is shown where these flags are given.
     Scripts that measure or verify on the same GPU take turns: the later one waits, and says so.
 
     Args:
@@ -98,6 +99,7 @@ def main(
         if not reasons
     }
     if micro_batch_sizes is not None:
+        micro_batch_sizes = tuple(sorted(set(micro_batch_sizes)))
         _check_micro_batches(micro_batch_sizes, list(configs.values()))
     if first_look:
         print(
@@ -116,10 +118,13 @@ def main(
         case "dry-run":
             from experiments.report import grid_lines
 
-            print(*grid_lines(points, configs), summary, sep="\n")
+            print(*grid_lines(points, configs, micro_batch_sizes or ()), summary, sep="\n")
         case "print-results":
             whole = everything and methods == "all"
-            _print_results(hardware, recipe.name, detail, None if whole else [p[0] for p in points])
+            asked = list(configs.values()) if limits or allow_busy else []
+            also = keys_that_do(asked, limits, allow_busy=allow_busy)
+            chosen = None if whole else [point[0] for point in points]
+            _print_results(hardware, recipe.name, detail, also, chosen)
         case _ if not configs:
             # What bars every method; there is something, for naive breaks no rule of its own.
             raise InvalidConfigError(*(r for r in points[0][1] if all(r in p[1] for p in points)))
@@ -161,11 +166,11 @@ def _check_micro_batches(sizes: tuple[int, ...], configs: list[TrainingConfig]) 
         raise InvalidConfigError("--micro-batch-sizes has no size: give some, or leave it out")
     if not configs:
         return
-    hardware, recipe = configs[0].hardware, configs[0].recipe
+    hardware = configs[0].hardware
     if unknown := sorted(set(sizes) - {plan.micro_batch_size for plan in configs[0].plans()}):
         raise InvalidConfigError(
             f"--micro-batch-sizes {unknown[0]} does not divide the global batch of "
-            f"{recipe.global_batch_size} over {hardware.world_size} "
+            f"{configs[0].global_batch_size} over {hardware.world_size} "
             f"GPU{'s' * (hardware.world_size > 1)}: --cmd dry-run shows plans"
         )
 
@@ -201,7 +206,7 @@ def _run(
 
     # From now on it may be its own process of the setting before that is still ending.
     alone = functools.partial(alone, patience_seconds=PATIENCE_SECONDS)
-    effort = dataclasses.replace(QUICK if hardware.gpu.is_cpu else Effort(), **limits)
+    effort = (QUICK if hardware.gpu.is_cpu else Effort()).within(limits)
     # Loading libraries for the next setting takes about a core for each rank, and must be nothing
     # beside those that this one trains with.
     spare = usable_cores() >= 8 * hardware.gpus_per_node
@@ -218,17 +223,22 @@ def _run(
     )
     recalled = len(end.records) - end.measured
     print(f"{end.measured} settings measured, {recalled} recalled", file=sys.stderr)
-    _print_results(hardware, recipe.name, detail)
+    also = keys_that_do(configs, limits, allow_busy=allow_busy)
+    _print_results(hardware, recipe.name, detail, also)
     for label, error in end.failures.items():
         print(f"no result for {label}: {error}", file=sys.stderr)
     return 1 if end.failures else 0
 
 
 def _print_results(
-    hardware: Hardware, model: str, detail: bool, methods: list[Method] | None = None
+    hardware: Hardware,
+    model: str,
+    detail: bool,
+    also: Collection[str],
+    methods: list[Method] | None = None,
 ) -> None:
-    """Print what is known of these methods, or of all."""
-    rows = results(hardware, model)
+    """Print what is known of these methods, or of all; `also` is as for `frame`."""
+    rows = results(hardware, model, also)
     if methods is not None and not rows.is_empty():
         from academic_pretraining.results import method_of
 
@@ -237,9 +247,11 @@ def _print_results(
         chosen = "" if methods is None else " of these methods"
         print(f"no results yet{chosen} for {model} on this hardware in {workspace_dir()}")
         return
-    from experiments.tables import print_results
+    from experiments.tables import faster_with_limits, print_results
 
     print_results(rows, terminal_width(), detail=detail)
+    for line in faster_with_limits(rows):
+        print(one_line(line), file=sys.stderr)
     say_other_versions(rows)
 
 

@@ -407,6 +407,23 @@ def test_a_limited_search_stands_in_for_a_whole_one_and_never_before_it():
         assert (row["step_seconds"], row["unlimited"]) == (2.0, True)
 
 
+def test_what_is_asked_for_has_a_row_beside_the_one_before_it():
+    whole = record_of(seconds=2.0, at=1.0)
+    key = whole["key"][:-1] + ',"limits":{"micro_batch_sizes":[4]}}'
+    limited = record_of(seconds=1.0, at=2.0)
+    limited |= {"limits": {"micro_batch_sizes": [4]}, "key": key}
+    other = record_of(Method(), seconds=3.0, at=3.0)
+    for also, shown in (
+        ((), [2.0, 3.0]),
+        ((key,), [2.0, 1.0, 3.0]),
+        ((whole["key"],), [2.0, 3.0]),
+        (("unknown",), [2.0, 3.0]),
+    ):
+        rows = frame([limited, whole, other], also)
+        assert rows["step_seconds"].to_list() == shown
+        assert rows.schema == frame([]).schema
+
+
 def test_what_was_measured_beside_others_never_stands_before_what_was_not():
     limited = {"limits": {"timing_seconds": 1.0}}
     alone = record_of(seconds=2.0, at=1.0) | limited

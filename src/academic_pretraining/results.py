@@ -1,6 +1,6 @@
 """All measurements in one polars frame, and the fastest row."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import polars as pl
@@ -98,7 +98,7 @@ units_per_second = (
 """Tokens or images per second over all GPUs."""
 
 
-def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
+def frame(records: Iterable[dict[str, Any]], also: Collection[str] = ()) -> pl.DataFrame:
     """Gather records in one frame, the best of each setting, with training_days.
 
     That is the newest, but one of a search that the user did not limit stands before those of
@@ -109,17 +109,25 @@ def frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
     others never stands in for them, nor wins. `current_libraries` says likewise whether the
     versions of `LIBRARIES` and of the model's kernels are those of the newest result for the same
     model and hardware.
+
+    Args:
+        records: of any models and hardware.
+        also: keys of records that have a row even where another one stands before them.
     """
+    records = list(records)
     rows = pl.DataFrame([_row(record) for record in records], schema=SCHEMA)
+    wanted = pl.Series("also", [record.get("key") in also for record in records], pl.Boolean)
     return (
-        rows.sort("measured_at")
+        rows.with_columns(wanted)
+        .sort("measured_at")
         .with_columns(
             (pl.col("libraries") == pl.col("libraries").last().over(_WHERE)).alias(
                 "current_libraries"
             )
         )
         .sort("current_libraries", *ORDER, maintain_order=True)
-        .unique([*_SETTING, *_CURRENT], keep="last", maintain_order=True)
+        .filter(pl.struct(*_SETTING, *_CURRENT).is_last_distinct() | pl.col("also"))
+        .drop("also")
         .sort("measured_at", maintain_order=True)
         .with_columns(training_days, training_days_low, training_days_high, units_per_second)
     )

@@ -39,3 +39,11 @@ def test_three_are_timed_whatever_the_warm_up(usual, left_out):
 
 def test_a_quick_run_stays_as_it_is():
     assert QUICK.steps_of(10.0, QUICK.high_steps) == (QUICK.high_steps, QUICK.warm_up_steps)
+
+
+def test_all_sizes_that_were_named_may_be_timed():
+    named = QUICK.within({"micro_batch_sizes": (1, 2, 4), "timing_seconds": 1.0})
+    assert (named.micro_batch_sizes, named.most_timings, named.timing_seconds) == ((1, 2, 4), 3, 1)
+    assert named.high_steps == QUICK.high_steps
+    assert QUICK.within({}) == QUICK
+    assert Effort().within({"micro_batch_sizes": (1, 2)}).most_timings == Effort().most_timings

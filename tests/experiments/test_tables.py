@@ -12,7 +12,7 @@ from academic_pretraining.models import MODELS
 from academic_pretraining.records import Measurement, to_record
 from academic_pretraining.results import frame
 from experiments.identity import cache_key
-from experiments.tables import days, print_results
+from experiments.tables import days, faster_with_limits, print_results
 
 COLUMNS = [
     *("method", "training days", "step", "micro-batch x accumulation", "peak memory", "MFU"),
@@ -270,3 +270,30 @@ def test_where_mfu_is_a_share_of_different_peaks_that_is_said(printed):
         [record_of(m, model="vit") for m in (tf32, checkpointing)],
     ):
         assert "MFU: " not in printed(*others)
+
+
+LIMITED_KEY = record_of()["key"][:-1] + ',"limits":{"timing_seconds":1}}'
+
+
+@pytest.mark.parametrize(
+    ("whole", "step", "said"),
+    [
+        (record_of(step=3.0), 2.0, "2 s a step with --timing-seconds, 3 s without"),
+        (record_of(step=3.0), 3.0, None),
+        (record_of(step=3.0), 4.0, None),
+        (
+            record_of(measurement=OUT_OF_MEMORY),
+            2.0,
+            "2 s a step with --timing-seconds, out of memory without",
+        ),
+        # Of another method, or not chosen from at all.
+        (record_of(Method(), step=3.0), 2.0, None),
+        (record_of(step=3.0) | {"key": "{}"}, 2.0, None),
+        (record_of(step=3.0, torch="1") | {"measured_at": -1.0}, 2.0, None),
+    ],
+)
+def test_a_limited_result_that_is_faster_than_the_whole_one_is_named(whole, step, said):
+    limited = record_of(step=step) | {"limits": {"timing_seconds": 1}, "key": LIMITED_KEY}
+    rows = frame([whole, limited], {LIMITED_KEY})
+    line = f"free-lunch + ZeRO-2: {said}, by which settings are chosen"
+    assert list(faster_with_limits(rows)) == ([line] if said else [])

@@ -160,6 +160,7 @@ def made_up() -> Callable[..., dict[str, Any]]:
         measured_at: float = 1.0,
         tolerance: float = 0.0,
         versions: Mapping[str, str] = MappingProxyType({}),
+        limits: Mapping[str, Any] = MappingProxyType({}),
     ) -> dict[str, Any]:
         config = TrainingConfig(
             hardware=hardware, recipe=MODELS[model], method=method, batch_tolerance=tolerance
@@ -178,8 +179,9 @@ def made_up() -> Callable[..., dict[str, Any]]:
         )
         all_versions = {**library_versions(config), **versions}
         record = to_record(config, measurement, versions=all_versions, measured_at=measured_at)
-        key = json.loads(cache_key(config)) | {"versions": all_versions}
-        return record | {"key": json.dumps(key, sort_keys=True, separators=(",", ":"))}
+        key = json.loads(cache_key(config, limits)) | {"versions": all_versions}
+        written = json.dumps(key, sort_keys=True, separators=(",", ":"))
+        return record | {"key": written, "limits": dict(limits)}
 
     return make
 

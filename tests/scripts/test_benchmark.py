@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from academic_pretraining.benchmarking.effort import Effort
@@ -36,6 +38,11 @@ REFUSED = {
     "one micro-batch of three": (
         (*CPU, "--micro-batch-sizes", 1, 2, 5),
         "--micro-batch-sizes 5 does not divide the global batch of 1024 over 1 GPU: "
+        "--cmd dry-run shows plans",
+    ),
+    "a micro-batch within a tolerance": (
+        (*GPUS, 3, "--batch-tolerance", 0.001, "--micro-batch-sizes", 2),
+        "--micro-batch-sizes 2 does not divide the global batch of 1023 over 3 GPUs: "
         "--cmd dry-run shows plans",
     ),
     "three GPUs": (
@@ -290,6 +297,80 @@ def test_a_dry_run_lists_the_grid_and_why_something_is_left_out(cli):
 
 
 @pytest.mark.parametrize(
+    ("sizes", "plans"), [((8,), "8 x 64"), ((8, 2, 8), "from 2 x 256 to 8 x 64 (2 plans)")]
+)
+def test_a_dry_run_keeps_to_the_micro_batch_sizes_asked_for(cli, sizes, plans):
+    command = (*GPUS, 2, "--methods", "naive", "--micro-batch-sizes", *sizes)
+    assert cli("benchmark.py", *command, "--cmd", "dry-run").out.splitlines()[0] == (
+        "run   naive: global batch 1024 = 2 GPUs x micro-batch x accumulation, " + plans
+    )
+
+
+def test_the_order_of_micro_batch_sizes_changes_nothing(cli, remember, made_up):
+    remember(made_up(ON_TWO, Method(), 2.0, limits={"micro_batch_sizes": [1, 2]}))
+    command = ("benchmark.py", *GPUS, 2, "--methods", "naive", "--cmd", "print-incomplete")
+    for sizes, missing in (((1, 2), 0), ((2, 1), 0), ((2, 1, 2), 0), ((2,), 1)):
+        answer = cli(*command, "--micro-batch-sizes", *sizes)
+        assert answer.out.startswith(f"{missing} of 1 settings have no result\n")
+
+
+@pytest.fixture
+def measure_as(cli, monkeypatch):
+    """Have naive measured as a record says."""
+
+    def run(record):
+        monkeypatch.setattr("experiments.steps.measure", lambda *_, **__: None)
+        monkeypatch.setattr("experiments.steps.to_record", lambda *_, **__: record)
+        config = TrainingConfig(hardware=ON_TWO, recipe=MODELS["pythia-160m"], method=Method())
+        limits = record["limits"]
+        assert sweep([config], cli.workspace, Effort(), Progress(), limits=limits).measured == 1
+
+    return run
+
+
+LIMITED = "naive (with --micro-batch-sizes)"
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (
+            1.0,
+            "naive: 1 s a step with --micro-batch-sizes, 2 s without, by which settings are "
+            "chosen\n",
+        ),
+        (3.0, ""),
+    ],
+)
+def test_what_a_run_measured_is_shown_beside_the_result_that_is_chosen_from(
+    cli, made_up, measure_as, step, said
+):
+    measure_as(made_up(ON_TWO, Method(), 2.0))
+    limits = {"micro_batch_sizes": [4]}
+    measure_as(made_up(ON_TWO, Method(), step, micro_batch_size=4, limits=limits))
+    command = ("benchmark.py", *GPUS, 2, "--methods", "naive")
+    flags = ("--micro-batch-sizes", 4)
+    recalled = "0 settings measured, 1 recalled\n"
+    order = ["naive", LIMITED] if step > 2 else [LIMITED, "naive"]
+    for answer, before in (
+        (cli(*command, *flags, torch=True), recalled),
+        (cli(*command, *flags, "--cmd", "print-results"), ""),
+    ):
+        assert (answer.status, answer.err) == (0, before + said)
+        assert re.findall(r"^│ (\S.*?) +│", answer.out, re.MULTILINE) == order
+    # Who did not ask for it does not see it.
+    for answer, before in (
+        (cli(*command, torch=True), recalled),
+        (cli(*command, "--cmd", "print-results"), ""),
+    ):
+        assert (answer.status, answer.err) == (0, before)
+        assert LIMITED not in answer.out
+    optimal = cli("print_optimal_config.py", "--num-nodes", 1, *GPUS, 2, "--model", "pythia-160m")
+    assert (optimal.status, optimal.err) == (0, "")
+    assert "┆ 8                ┆ 64 " in optimal.out
+
+
+@pytest.mark.parametrize(
     ("flags", "shown"),
     [
         ((), ["naive", "free-lunch + checkpointing"]),
@@ -368,8 +449,7 @@ def test_all_is_incomplete_in_a_new_workspace(cli):
 def test_what_has_a_result_of_other_versions_is_counted(cli, remember, made_up):
     older = {"torch": "0.9"}
     checkpointing = Method(free_lunch=True, activation_checkpointing=True)
-    limited = made_up(ON_TWO, checkpointing, 1.0, versions=older)
-    limited["key"] = limited["key"].replace('"method"', '"limits":{"timing_seconds":1},"method"')
+    limited = made_up(ON_TWO, checkpointing, 1.0, versions=older, limits={"timing_seconds": 1})
     remember(
         made_up(ON_TWO, Method(), 2.0),
         made_up(ON_TWO, Method(free_lunch=True), 1.0, versions=older),

@@ -1,6 +1,8 @@
 """How much time a measurement may take."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 # Where steps from so long on would take more than the wished time, one less warms up and three are
 # timed: what makes a run's first ones differ took 18 to 53 ms on H100s (medians of four groups;
@@ -49,6 +51,12 @@ class Effort:
     largest_checkpoint_bytes: float = 40e9
     memory_deadline_seconds: float = 300.0
     timing_deadline_seconds: float = 1500.0
+
+    def within(self, limits: Mapping[str, Any]) -> "Effort":
+        """Keep to what the user asked for, by field; all sizes that were named may be timed."""
+        named = len(limits.get("micro_batch_sizes", ()))
+        effort = replace(self, **limits)
+        return replace(effort, most_timings=max(effort.most_timings, named))
 
     def steps_of(self, step_seconds: float, at_most: int) -> tuple[int, int]:
         """Shape an epoch of a timing run: its steps but for a shorter last one, and the warm-up.
