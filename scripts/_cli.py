@@ -4,9 +4,9 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -16,16 +16,40 @@ from academic_pretraining.methods import Sharding
 from academic_pretraining.models import MODELS
 from experiments import command_line
 
+
+def _optional(names: Iterable[str]) -> Any:
+    """Make the type of a flag that is one of these names or not given.
+
+    Of `Literal[...] | None` tyro makes a set: its choices come in any order, with 'None' as one.
+    """
+    names = tuple(names)
+    return Annotated[
+        str | None,
+        tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=f"{{{','.join(names)}}}",
+            instance_from_str=lambda given: given[0],
+            is_instance=lambda value: value is None or value in names,
+            str_from_instance=lambda value: [f"{value}"],
+            choices=names,
+        ),
+    ]
+
+
 if TYPE_CHECKING:
     import polars as pl
 
     GpuName = str
     ModelName = str
     ShardingName = str
+    GpuNameOrNone = str | None
+    ModelNameOrNone = str | None
 else:
     GpuName = Literal[tuple(GPUS)]
     ModelName = Literal[tuple(MODELS)]
     ShardingName = Literal[tuple(sharding.value for sharding in Sharding)]
+    GpuNameOrNone = _optional(GPUS)
+    ModelNameOrNone = _optional(MODELS)
 
 
 def run(main: Callable[..., int | None], *, stopped: str = "run the same command again") -> None:

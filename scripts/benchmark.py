@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from _cli import (
-    GpuName,
-    ModelName,
+    GpuNameOrNone,
+    ModelNameOrNone,
     hardware_from,
     results,
     run,
@@ -35,8 +35,8 @@ Point = tuple[Method, tuple[str, ...]]
 def main(
     num_nodes: int | None = None,
     gpus_per_node: int | None = None,
-    gpu_type: GpuName | None = None,
-    model: ModelName | None = None,
+    gpu_type: GpuNameOrNone = None,
+    model: ModelNameOrNone = None,
     methods: Literal["naive", "free-lunch", "all"] = "all",
     only: tuple[str, ...] = ("all",),
     cmd: Literal["run", "count", "print-incomplete", "print-results", "dry-run"] = "run",

@@ -1,13 +1,15 @@
 """What all scripts have in common."""
 
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from academic_pretraining.gpus import Hardware
+from academic_pretraining.gpus import GPUS, Hardware
 from academic_pretraining.methods import Method
+from academic_pretraining.models import MODELS
 
 ON_A100 = ("--num-nodes", 1, "--gpus-per-node", 2, "--gpu-type", "a100", "--model", "pythia-160m")
 # A valid command of each script, as far as its arguments go.
@@ -82,19 +84,27 @@ def test_a_required_flag_that_is_misspelt_is_named(cli, script):
     )
 
 
+def unknown_choice(flag: str, given: str, known: Iterable[str]) -> str:
+    return (
+        f"invalid choice '{given}' for argument '{flag}'. Expected one of "
+        f"{tuple(known)}: --help lists the flags"
+    )
+
+
+# Where a flag may be left out, its default is no name for it.
 @every_script
-def test_an_unknown_model_is_answered_with_the_known_ones(cli, script):
+@pytest.mark.parametrize("given", ["gpt-5", "None"])
+def test_an_unknown_model_is_answered_with_the_known_ones(cli, script, given):
     flag = "--model-type" if script == "training.py" else "--model"
-    text = cli.refuses(script, *replaced(script, flag, "gpt-5"))
-    assert f"invalid choice 'gpt-5' for argument '{flag}'" in text
-    assert "'pythia-160m'" in text
+    text = cli.refuses(script, *replaced(script, flag, given))
+    assert text == unknown_choice(flag, given, MODELS)
 
 
 @with_hardware
-def test_an_unknown_gpu_is_answered_with_the_known_ones(cli, script):
-    text = cli.refuses(script, *replaced(script, "--gpu-type", "gtx280"))
-    assert "invalid choice 'gtx280' for argument '--gpu-type'" in text
-    assert "'h200'" in text
+@pytest.mark.parametrize("given", ["h1oo", "None"])
+def test_an_unknown_gpu_is_answered_with_the_known_ones(cli, script, given):
+    text = cli.refuses(script, *replaced(script, "--gpu-type", given))
+    assert text == unknown_choice("--gpu-type", given, GPUS)
 
 
 @with_hardware
