@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from one_rank import found_on_one_rank, run_on_one_rank
+from safetensors.torch import load_file
 from transformers import default_data_collator
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -279,3 +280,30 @@ def test_the_loss_heeds_what_the_trainer_leaves_to_it(recipe):
     told = model(**batch, num_items_in_batch=2 * items).loss.item()
     divides = getattr(model, "accepts_loss_kwargs", True)
     assert told == pytest.approx(model(**batch).loss.item() / (2 if divides else 1), rel=1e-6)
+
+
+# What `_weight_conversions` is for: transformers renames the weights of these alone.
+RENAMED = ("pythia-14m", "vit")
+
+
+@every_family
+def test_a_checkpoint_holds_the_models_own_names(recipe, tmp_path, monkeypatch):
+    model = build_model(recipe, attention="eager")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    fresh = build_model(recipe, attention="eager")
+    missing, unexpected = fresh.load_state_dict(saved, strict=False)
+    assert unexpected == []
+    # What is tied to another is saved once.
+    found = {id(fresh.get_parameter(name)) for name in set(fresh.state_dict()) - set(missing)}
+    assert {id(fresh.get_parameter(name)) for name in missing} <= found
+    again = type(model).from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+    monkeypatch.setattr(build, "_keep_names_in_checkpoints", lambda model: None)
+    build_model(recipe, attention="eager").save_pretrained(tmp_path)
+    # When this fails, transformers renames others, or none: look at `_keep_names_in_checkpoints`.
+    renamed = set(load_file(tmp_path / "model.safetensors")) != set(saved)
+    family = next(name for name in SHRUNKEN if MODELS[name].config_class == recipe.config_class)
+    assert renamed == (family in RENAMED)
