@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import Trainer
 
 from academic_pretraining.benchmarking.garbage import FreesCompilerGarbage
 from academic_pretraining.benchmarking.timing import StepTimer
@@ -207,11 +208,11 @@ def test_memory_is_freed_before_a_step_s_end_is_timed(tmp_path, monkeypatch):
     class Made(Exception):  # noqa: N818
         pass
 
-    def trainer(**how):
+    def make(self, **how):
         made.update(how)
         raise Made
 
-    monkeypatch.setattr("transformers.Trainer", trainer)
+    monkeypatch.setattr(Trainer, "__init__", make)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     fields = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}
     train = runpy.run_path(str(SOURCE))["train"]
