@@ -6,18 +6,19 @@ What to change is marked with YOUR DATA; the rest runs as it is, on one GPU or o
 import logging
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
 import tyro
 
+from academic_pretraining.benchmarking.checkpoints import choose, made, refuse_lost_weights
 from academic_pretraining.cores import thread_variables, usable_cores
 from academic_pretraining.errors import InvalidConfigError, InvalidFileError, TrainingError
 from academic_pretraining.gpus import Hardware, check_hardware, visible_devices
 from academic_pretraining.models import MODELS, get_model
 from experiments.command_line import answer
 from experiments.export import is_prediction, read_json, read_setting
+from experiments.launcher import LauncherOptions, refuse_other_workers
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -38,59 +39,6 @@ def make_dataset(model_type: str) -> "Dataset":
     return synthetic_dataset(get_model(model_type), num_examples=10_000_000)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LauncherOptions:
-    """Options of torchrunx.Launcher."""
-
-    # The names first: the command line takes the first kind that fits.
-    hostnames: Literal["auto", "slurm"] | list[str] = "auto"
-    """Nodes to run on; `auto` takes the SLURM allocation, else this machine."""
-    workers_per_host: int | Literal["cpu", "gpu"] | None = None
-    """Processes on each node; by default one a GPU, or one on a CPU."""
-    ssh_config_file: str | None = None
-    """For connecting to nodes."""
-    backend: str | None = None
-    """Of torch.distributed; by default NCCL with gloo for what is offloaded, gloo on a CPU."""
-    worker_timeout: int = 600
-    """Seconds that a worker waits for the others."""
-    agent_timeout: int = 60
-    """Seconds that a node waits for the others."""
-    env_file: str | None = None
-    """File with environment variables for the workers."""
-
-    def check(self) -> None:
-        """Refuse what no launch can come of."""
-        workers = self.workers_per_host
-        if workers in (0, "0") or str(workers).startswith("-"):
-            raise InvalidConfigError(
-                f"--launcher.workers-per-host is {workers}, but must be at least 1"
-            )
-        for flag, number, most in (
-            ("workers-per-host", workers, 1024),
-            ("worker-timeout", self.worker_timeout, 10**6),
-            ("agent-timeout", self.agent_timeout, 10**6),
-        ):
-            if isinstance(number, int) and not 1 <= number <= most:
-                raise InvalidConfigError(
-                    f"--launcher.{flag} is {number}, but must be from 1 to {most:,}"
-                )
-        for flag, name in (("ssh-config-file", self.ssh_config_file), ("env-file", self.env_file)):
-            if name is not None and not os.path.isfile(name):  # noqa: PTH113, any name will do
-                raise InvalidFileError(f"--launcher.{flag} {name} is no file: name one, or none")
-        backends = (part.rpartition(":")[2] for part in (self.backend or "gloo").lower().split(","))
-        if unknown := [name for name in backends if name not in ("nccl", "gloo", "mpi", "ucc")]:
-            raise InvalidConfigError(
-                f"--launcher.backend has {unknown[0]!r}, which torch.distributed lacks: give nccl, "
-                "gloo, mpi or ucc"
-            )
-        if self.hostnames == "slurm" and "SLURM_JOB_ID" not in os.environ:
-            raise InvalidConfigError(
-                "--launcher.hostnames slurm was given, but this is no SLURM job: leave it out"
-            )
-        if isinstance(self.hostnames, list) and not all(self.hostnames or [""]):
-            raise InvalidConfigError("--launcher.hostnames lacks a name: give one for each node")
-
-
 def main(
     output_dir: Path,
     model_type: ModelName,
@@ -106,7 +54,7 @@ def main(
         model_type: what is trained.
         training_arguments: JSON that scripts/to_training_arguments.py wrote.
         stop_after_steps: end early, with the learning-rate schedule of the whole training.
-        resume: go on from the last checkpoint in the output folder.
+        resume: go on from the last whole checkpoint in the output folder.
         launcher: how the workers are started.
     """
     fields = read_json(training_arguments)
@@ -126,28 +74,34 @@ def main(
             f"--stop-after-steps is {stop_after_steps}, but must be at least 1"
         )
     launcher.check()
-    _check_output_dir(output_dir, resume)
+    checkpoint = choose(output_dir, resume=resume)
     here = launcher.hostnames == "auto" and "SLURM_JOB_ID" not in os.environ
     if here and (hardware := setting.get("hardware")):
         check_hardware(Hardware(**hardware | {"num_nodes": 1}), os.environ)
     from academic_pretraining.benchmarking.arguments import check_fields
 
     check_fields(fields, training_arguments)
+    number = launcher.number_of_workers(setting, os.environ)
+    refuse_other_workers(number, setting, fields, source=training_arguments)
+    if checkpoint and (over := checkpoint.why_over(fields, stop_after_steps)):
+        print(over)
+        return
     fields["output_dir"] = str(output_dir.resolve())
-    os.environ.setdefault("TORCHRUNX_LOG_DIR", str(output_dir.resolve() / "logs"))
+    logs = os.environ.setdefault("TORCHRUNX_LOG_DIR", str(output_dir.resolve() / "logs"))
 
     show_workers(sys.stdout)
     from academic_pretraining.benchmarking.comparison import comparison_text, write_speed
 
-    report = launch(
-        fields,
-        setting,
-        model_type,
-        launcher,
-        source=training_arguments,
-        stop_after_steps=stop_after_steps,
-        resume=resume,
-    )
+    with made(output_dir), made(Path(logs)):
+        report = launch(
+            fields,
+            setting,
+            model_type,
+            launcher,
+            source=training_arguments,
+            stop_after_steps=stop_after_steps,
+            checkpoint=checkpoint and checkpoint.path.resolve(),
+        )
     print(comparison_text(report))
     try:
         write_speed(report, output_dir)
@@ -155,30 +109,6 @@ def main(
         raise TrainingError(
             f"the training is over, but its speed was not written: {error}"
         ) from error
-
-
-def _check_output_dir(output_dir: Path, resume: bool) -> None:
-    try:
-        if resume and not any(output_dir.glob("checkpoint-*")):
-            raise InvalidConfigError(
-                f"--resume was given, but {output_dir} holds no checkpoint: leave it out to begin"
-            )
-        there = next(path for path in (output_dir, *output_dir.parents) if path.exists())
-        output_dir.resolve()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InvalidFileError(
-            f"{output_dir} cannot be a folder for checkpoints ({error}): name another"
-        ) from error
-    if not there.is_dir():
-        raise InvalidFileError(
-            f"{output_dir} cannot be a folder for checkpoints, for it is a file or below one: "
-            "name another"
-        )
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InvalidFileError(
-            f"{output_dir} cannot be a folder for checkpoints, for {there} may not be written: "
-            "name another"
-        )
 
 
 def show_workers(stream: TextIO) -> None:
@@ -246,9 +176,9 @@ def train(
     source: Path,
     stop_after_steps: int | None = None,
     stop_within_seconds: float | None = None,
-    resume: bool = False,
+    checkpoint: Path | None = None,
 ) -> dict:
-    """Train on one worker; returns how fast it was.
+    """Train on one worker, from a checkpoint on if there is one; returns how fast it was.
 
     It stops at the schedule's end, after so many steps, or when the step time is known well
     enough, within so many seconds of timed steps.
@@ -264,14 +194,16 @@ def train(
     from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
     from academic_pretraining.benchmarking.garbage import FreesCompilerGarbage
     from academic_pretraining.benchmarking.host import HostWatch
+    from academic_pretraining.benchmarking.marks import MarksCheckpoints
     from academic_pretraining.benchmarking.timing import StepTimer
 
     class StopEarly(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs) -> None:
-            if state.global_step == stop_after_steps:
+            if stop_after_steps and state.global_step >= stop_after_steps:
                 control.should_training_stop = True
 
     arguments = build(fields, source)
+    refuse_other_workers(arguments.world_size, setting, fields, source=source)
     allow_sharding_on_cpu(arguments)
     recipe = get_model(model_type)
     model = build_model_for(
@@ -280,6 +212,8 @@ def train(
         attention=setting.get("attention"),
         free_lunch=setting.get("free_lunch", True),
     )
+    if checkpoint and not (arguments.fsdp or arguments.deepspeed):
+        refuse_lost_weights(checkpoint, model)
     examples = arguments.world_size * arguments.per_device_train_batch_size
     examples *= arguments.gradient_accumulation_steps
     predicted = setting.get("prediction")
@@ -287,6 +221,7 @@ def train(
     timer = StepTimer(cuda=not arguments.use_cpu)
     host = HostWatch(timer.warm_up_steps)
     callbacks = [timer, comparison.SaysSpeed(timer, predicted, **how), StopEarly(), host]
+    callbacks.append(MarksCheckpoints())
     if stop_within_seconds is not None:
         callbacks[1] = comparison.StopsWhenKnown(
             timer, predicted=predicted, limit_seconds=stop_within_seconds
@@ -298,7 +233,7 @@ def train(
         # Leave this one where it is, first, when you copy this: it frees memory.
         callbacks=[FreesCompilerGarbage(timer.warm_up_steps), *callbacks],
     )
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     return comparison.speed_report(timer, predicted, **how, host=host, ranks_per_node=here)
 

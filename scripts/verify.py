@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from _cli import run
-from training import LauncherOptions, launch, show_workers
+from training import launch, show_workers
 
 from academic_pretraining.errors import (
     InvalidConfigError,
@@ -18,6 +18,7 @@ from academic_pretraining.gpus import Hardware, check_hardware
 from academic_pretraining.models import get_model
 from academic_pretraining.occupancy import gpus_alone, nobody_else
 from experiments.export import is_prediction, read_json, read_setting
+from experiments.launcher import LauncherOptions, refuse_other_workers
 
 
 def main(
@@ -73,15 +74,17 @@ def main(
             f"--launcher.workers-per-host is {launcher.workers_per_host}, but the prediction is "
             f"for {hardware.gpus_per_node} GPUs in each node: leave it out"
         )
+    if launcher.hostnames == "auto" and "SLURM_JOB_ID" not in os.environ:
+        if hardware.num_nodes > 1:
+            raise InvalidConfigError(
+                f"the prediction is for {hardware.num_nodes} nodes, and this is one: run it in "
+                "a SLURM job, or name the nodes with --launcher.hostnames"
+            )
+        check_hardware(hardware, os.environ)
+    number = launcher.number_of_workers(setting, os.environ)
+    refuse_other_workers(number, setting, fields, source=training_arguments)
     alone = nobody_else()
     if launcher.hostnames == "auto":
-        if "SLURM_JOB_ID" not in os.environ:
-            if hardware.num_nodes > 1:
-                raise InvalidConfigError(
-                    f"the prediction is for {hardware.num_nodes} nodes, and this is one: run it in "
-                    "a SLURM job, or name the nodes with --launcher.hostnames"
-                )
-            check_hardware(hardware, os.environ)
         alone = gpus_alone(
             hardware,
             os.environ,
