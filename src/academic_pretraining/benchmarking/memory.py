@@ -1,20 +1,35 @@
 """Which micro-batch should fit, from the peaks of small ones, which lie on a line; pure."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.prediction import waiting_bytes
-from academic_pretraining.benchmarking.probes import Outcome, ProbeResult, Purpose
+from academic_pretraining.benchmarking.probes import (
+    OPTIONAL,
+    Outcome,
+    ProbeResult,
+    Purpose,
+)
 from academic_pretraining.config import BatchPlan, TrainingConfig
 
+# The second size is so many times the first, a line through three peaks or more is trusted so far,
+# and where little is known no step is longer.
+_FAR = 4
+# A line is known where so much of its largest peak has grown from its smallest. On H100s that of
+# four examples had grown by 14 to 71%, and the line held, but for vit with checkpointing: by 0.7%,
+# after which 4,096 should have fitted, and 2,048 did not (artifacts/results).
+_KNOWN_SHARE = 0.1
 
-def ramp_sizes(
+
+def next_ramp_size(
     config: TrainingConfig,
     plans: Mapping[int, BatchPlan],
     effort: Effort,
     history: Sequence[ProbeResult],
-) -> list[int]:
-    """List the micro-batch sizes whose peaks the line still needs, the next one first.
+) -> int | None:
+    """Choose the micro-batch size whose peak the line still needs; `None` where it needs none.
 
     Args:
         config: what is measured.
@@ -23,75 +38,171 @@ def ramp_sizes(
         history: the probes so far.
     """
     memory = [r for r in history if r.probe.purpose is Purpose.MEMORY]
-    if any(r.outcome is not Outcome.OK for r in memory) or len(plans) == 1:
-        return []
-    if any(r.probe.purpose is Purpose.TIMING for r in history):
-        return []
-    sizes = list(plans)
-    wanted = [sizes[0], next((s for s in sizes if s >= 4 * sizes[0]), sizes[-1])]
-    if len(memory) >= 2:
-        # A third point well up the line, where the small sizes' granularity no longer shows.
-        largest = largest_fitting(config, plans, effort, memory)
-        wanted.append(max((s for s in sizes if s <= largest / 2), default=sizes[0]))
-    done = {r.probe.micro_batch_size for r in memory}
-    return [size for size in wanted if size not in done]
+    if len(plans) == 1 or any(r.probe.purpose is Purpose.TIMING for r in history):
+        return None
+    if not memory:
+        return min(plans)
+    peaks = _peaks(config, memory)
+    if not peaks:
+        return None
+    largest, limit, too_large = max(peaks), _limit(effort, history), eagerly_too_large(history)
+    between = [s for s in plans if largest < s < too_large]
+    if not between:
+        return None
+    # A peak grows no faster than the size.
+    certain = [s for s in between if s * peaks[largest] <= largest * limit]
+    if len(peaks) == 1:
+        first = next((s for s in between if s >= _FAR * largest), max(between))
+        return first if too_large == math.inf else middle(between, largest, too_large)
+    line = _line(peaks)
+    if too_large < math.inf and line.at(too_large) <= limit:
+        # The line is wrong, then.
+        return middle(certain or between, largest, too_large)
+    fitting = max((s for s in between if line.at(s) <= limit), default=largest)
+    if line.known and len(peaks) > 2 and fitting <= _FAR * largest:
+        return None
+    # Well up the line, where the small sizes' granularity no longer shows.
+    confirming = [s for s in between if s <= fitting / 2]
+    if not line.known:
+        confirming = [s for s in confirming if s <= _FAR * largest or s in certain]
+    return max(confirming, default=None)
 
 
 def largest_fitting(
     config: TrainingConfig,
     plans: Mapping[int, BatchPlan],
     effort: Effort,
-    results: Sequence[ProbeResult],
+    history: Sequence[ProbeResult],
 ) -> int:
-    """Extrapolate the line through the smallest and the largest peak to the usable memory.
+    """Extrapolate the line through the peaks to the usable memory, short of what ran out of it.
 
     Args:
         config: what is measured.
         plans: its plans, by micro-batch size.
         effort: how much of the device may be used.
-        results: probes with peaks, one at least.
+        history: the probes so far; without a peak nothing is known but the smallest size.
     """
-    peaks = sorted(
-        {
-            r.probe.micro_batch_size: r.peak_bytes + waiting_bytes(config, r.probe) for r in results
-        }.items()
-    )
-    (small, low), (large, high) = peaks[0], peaks[-1]
-    slope = (high - low) / (large - small) if large > small else high / large
-    limit = effort.usable_memory * results[-1].device_bytes
-    fitting = [s for s in plans if low + slope * (s - small) <= limit]
-    return max(fitting, default=min(plans))
+    peaks = _peaks(config, history)
+    if not peaks:
+        return min(plans)
+    line, limit, too_large = _line(peaks), _limit(effort, history), eagerly_too_large(history)
+    return max((s for s in plans if line.at(s) <= limit and s < too_large), default=min(plans))
 
 
 def fits(
     config: TrainingConfig,
     size: int,
-    best: ProbeResult,
+    timed: Sequence[ProbeResult],
     effort: Effort,
     history: Sequence[ProbeResult],
 ) -> bool:
-    """Say whether a larger micro-batch should fit: what of a timed peak grows with it is scaled.
+    """Say whether a larger micro-batch should fit than those timed, by their peaks.
+
+    On a line, if they have grown; else what of the last one grows with the size is scaled, as far
+    as the memory ramp tells it from the rest; and else all of it.
 
     Args:
         config: what is measured.
         size: the larger micro-batch.
-        best: a timing of a smaller one.
+        timed: timings of smaller ones, with compilation all or without all.
         effort: how much of the device may be used.
-        history: the probes so far; without two peaks on a line nothing is known, and it does not.
+        history: the probes so far.
     """
-    memory = sorted(
-        {
-            r.probe.micro_batch_size: r.peak_bytes
+    peaks = {r.probe.micro_batch_size: r.peak_bytes + waiting_bytes(config, r.probe) for r in timed}
+    memory = _peaks(config, history)
+    line = _line(peaks)
+    if len(memory) > 1 and (len(peaks) == 1 or not line.known):
+        grown = line.peak - min(line.peak, max(0.0, _line(memory).at(0)))
+        line = _Line(line.size, line.peak, grown / line.size, grown)
+    if not line.known:
+        line = _Line(line.size, line.peak, line.peak / line.size, line.peak)
+    return line.at(size) <= _limit(effort, timed)
+
+
+def takes_less(
+    config: TrainingConfig, timed: ProbeResult, effort: Effort, history: Sequence[ProbeResult]
+) -> bool:
+    """Say whether compiled code may fit where the same size ran out of memory without compilation.
+
+    There that would have taken all of the device at least. So where compilation saves more than
+    has to stay free, it may.
+
+    Args:
+        config: what is measured.
+        timed: a compiled timing.
+        effort: how much of the device may be used.
+        history: the probes so far.
+    """
+    size = timed.probe.micro_batch_size
+    memory = _peaks(config, history)
+    if not memory or size >= eagerly_too_large(history):
+        return True
+    eager = _line(memory).at(size) if len(memory) > 1 else max(memory.values())
+    compiled = timed.peak_bytes + waiting_bytes(config, timed.probe)
+    return compiled <= effort.usable_memory * eager
+
+
+def eagerly_too_large(history: Iterable[ProbeResult]) -> float:
+    """Find the smallest micro-batch that ran out of memory without compilation; else infinity."""
+    return min(
+        (
+            r.probe.micro_batch_size
             for r in history
-            if r.probe.purpose is Purpose.MEMORY and r.outcome is Outcome.OK
-        }.items()
+            if r.outcome is Outcome.OUT_OF_MEMORY
+            and not r.probe.compile
+            and r.probe.purpose not in OPTIONAL
+        ),
+        default=math.inf,
     )
-    if len(memory) < 2:
-        return False
-    (small, low), (large, high) = memory[0], memory[-1]
-    static = max(0.0, low - (high - low) / (large - small) * small)
-    growing = max(0.0, best.peak_bytes - static)
-    # The inputs of a whole step are the same for all plans.
-    needed = static + growing * size / best.probe.micro_batch_size
-    needed += waiting_bytes(config, best.probe)
-    return needed <= effort.usable_memory * best.device_bytes
+
+
+class _Line(NamedTuple):
+    """Memory over micro-batch size.
+
+    Attributes:
+        size, peak: of the largest one that was run.
+        slope: bytes for each example.
+        grown: bytes that it has more than the smallest.
+    """
+
+    size: int
+    peak: float
+    slope: float
+    grown: float
+
+    @property
+    def known(self) -> bool:
+        return self.grown >= _KNOWN_SHARE * self.peak
+
+    def at(self, size: float) -> float:
+        return self.peak + self.slope * (size - self.size)
+
+
+def _line(peaks: Mapping[int, int]) -> _Line:
+    """Draw a line from the largest peak: through the smallest, or through the one before.
+
+    Whichever is steeper, for which phase of a step has the peak may change with the size, and the
+    one that grows faster takes over. A single peak may grow as the size does.
+    """
+    *smaller, (size, peak) = sorted(peaks.items())
+    ends = (smaller[0], smaller[-1]) if smaller else ((0, 0),)
+    slope = max((peak - low) / (size - small) for small, low in ends)
+    return _Line(size, peak, max(0.0, slope), peak - ends[0][1])
+
+
+def _peaks(config: TrainingConfig, history: Iterable[ProbeResult]) -> dict[int, int]:
+    """Gather the memory ramp: bytes at each micro-batch size, with a real step's inputs."""
+    return {
+        r.probe.micro_batch_size: r.peak_bytes + waiting_bytes(config, r.probe)
+        for r in history
+        if r.probe.purpose is Purpose.MEMORY and r.outcome is Outcome.OK
+    }
+
+
+def _limit(effort: Effort, history: Iterable[ProbeResult]) -> float:
+    return effort.usable_memory * max(r.device_bytes for r in history)
+
+
+def middle(sizes: Sequence[int], small: float, large: float) -> int:
+    """Choose of some sizes the one that parts two others most evenly, in multiples."""
+    return min(sizes, key=lambda size: abs(math.log(size * size / small / large)))
