@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 from playing import a_checkpoint, a_result, an_exchange
@@ -41,9 +42,10 @@ def test_a_smaller_size_that_does_not_compile_leaves_the_larger_one_compiled(pla
 
 def test_a_timing_whose_real_step_would_not_fit_does_not_win(play, tiny_config):
     waiting = 6 * 4 * tiny_config().recipe.example_bytes
-    fits = a_result(4, peak_bytes=1000, device_bytes=1000 + waiting)
+    device = (1000 + waiting) / 0.94
+    fits = a_result(4, peak_bytes=1000, device_bytes=math.ceil(device))
     assert play([fits]).outcome == "measured"
-    tight = a_result(4, peak_bytes=1000, device_bytes=999 + waiting)
+    tight = a_result(4, peak_bytes=1000, device_bytes=math.ceil(device) - 2)
     assert play([tight]).outcome == "out of memory"
 
 

@@ -71,7 +71,7 @@ devices = st.builds(
 @settings(deadline=None, max_examples=200)
 @given(device=devices, gpus=st.sampled_from([1, 2, 3, 6, 8]), most=st.integers(1, 6))
 @example(
-    # 128 examples lack 256 bytes for the inputs of a real step.
+    # 128 examples fit, but not with the inputs of a real step, which need 256 bytes more.
     device=Device(memory=8 * GIB, static=0, per_example=22314982, compiled_share=3),
     gpus=1,
     most=1,
@@ -89,7 +89,8 @@ def test_every_search_ends_with_the_fastest_of_what_it_timed(device, gpus, most)
     if best is None:
         smallest = history[-1].probe
         assert smallest.micro_batch_size == config.plans()[0].micro_batch_size
-        assert device.peak(smallest) + waiting_bytes(config, smallest) > device.memory
+        needed = device.peak(smallest) + waiting_bytes(config, smallest)
+        assert needed > max(0.94 * device.memory, device.memory - GIB)
         return
 
     def truth(size: int) -> float:

@@ -9,6 +9,8 @@ from typing import Any
 # artifacts/README.md), at most 2% of one of the three.
 _LONG_STEP_SECONDS = 3.0
 _ABOUT = 1.25
+USABLE_MEMORY = 0.94
+"""Share of a device's memory that a predicted peak may fill: the rest is for what no peak holds."""
 LEAST_TIMED_STEPS = 3
 """Steps with most micro-batches that are timed in a run of long ones, and in a lengthened one."""
 
@@ -44,7 +46,7 @@ class Effort:
     high_steps: int = 7
     epochs: int = 1
     warm_up_steps: int = 3
-    usable_memory: float = 0.94
+    usable_memory: float = USABLE_MEMORY
     micro_batch_sizes: tuple[int, ...] = ()
     profiles: bool = True
     saves: bool = True

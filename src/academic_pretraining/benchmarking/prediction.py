@@ -4,9 +4,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
+from academic_pretraining.benchmarking.effort import USABLE_MEMORY
 from academic_pretraining.benchmarking.fit import StepTime, fit_step_time
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
 from academic_pretraining.config import TrainingConfig
+
+# A CUDA context takes 300 to 500 MiB, NCCL's buffers come on top.
+_CONTEXT_BYTES = 2**30
 
 
 def best_timing(config: TrainingConfig, history: Sequence[ProbeResult]) -> ProbeResult | None:
@@ -51,9 +55,20 @@ def timings(config: TrainingConfig, history: Sequence[ProbeResult]) -> list[Prob
     return [
         result
         for key, result in found.items()
-        if key not in too_large
-        and result.peak_bytes + waiting_bytes(config, result.probe) <= result.device_bytes
+        if key not in too_large and _holds_inputs(config, result)
     ]
+
+
+def _holds_inputs(config: TrainingConfig, result: ProbeResult) -> bool:
+    """Whether the inputs of a real step, which the probe did not hold, fit beside the rest.
+
+    Its peak with them may fill what any predicted one may; or, for it has run, all that a context
+    leaves, together with what the allocator held but did not use.
+    """
+    waiting = waiting_bytes(config, result.probe)
+    usable = USABLE_MEMORY * result.device_bytes
+    left = result.device_bytes - _CONTEXT_BYTES - max(result.peak_bytes, result.reserved_bytes)
+    return not waiting or result.peak_bytes + waiting <= usable or waiting <= left
 
 
 def waiting_bytes(config: TrainingConfig, probe: Probe) -> int:
