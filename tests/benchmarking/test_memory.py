@@ -91,9 +91,80 @@ def test_where_compiled_code_takes_less_no_eager_wall_bars_it(compiled_share, ex
     assert story(search(config_on(FREE_LUNCH, gpus=1), device)) == expected
 
 
-def test_compiled_code_that_ran_out_bars_no_eager_size():
-    device = Device(compiled_share=3.0, compile_fails_at=(32,))
-    assert story(search(config_on(FREE_LUNCH), device)) == "m1 m4 m32 c64! c32! t64 t32"
+@pytest.mark.parametrize(
+    ("fails_at", "expected"),
+    [
+        (32, "m1 m4 m32 c64! c32! t64 t32"),
+        # After 4 GiB and 3 for each example, which leave room for 16, compilation fails.
+        (16, "m1 m4 m32 c64! c32! c4 c16! t64"),
+    ],
+)
+def test_compiled_code_that_ran_out_bars_no_eager_size(fails_at, expected):
+    device = Device(compiled_share=3.0, compile_fails_at=(fails_at,))
+    assert story(search(config_on(FREE_LUNCH), device)) == expected
+
+
+def test_compiled_peaks_have_a_line_of_their_own():
+    # By the eager static 16 GiB all of 8 examples' is static; by two peaks, half of it.
+    device = Device(
+        memory=40 * GIB,
+        static=16 * GIB,
+        per_example=2 * GIB,
+        compiled_static=0.5,
+        compiled_share=0.5,
+    )
+    assert story(search(config_on(FREE_LUNCH), device)) == "m1 m4 c8 c16"
+
+
+def test_compiled_code_that_does_not_fit_is_given_up_in_few_steps():
+    # 25.6 GiB, of which no peak without compilation tells.
+    device = Device(memory=24 * GIB, static=16 * GIB, per_example=0.1 * GIB, compiled_static=1.6)
+    told = story(search(config_on(FREE_LUNCH), device))
+    assert told == "m1 m4 m16 c64! c32! c4! c1!"
+
+
+@dataclass(kw_only=True)
+class Walled(Device):
+    """A device on which timings, or compiled ones, run out of memory from some size on."""
+
+    wall: int
+    compiled: bool
+
+    def peak(self, probe: Probe) -> float:
+        walled = probe.compile == self.compiled and probe.purpose is Purpose.TIMING
+        return math.inf if walled and probe.micro_batch_size >= self.wall else super().peak(probe)
+
+
+def test_a_timing_that_runs_out_is_followed_by_timings():
+    told = story(search(config_on(NAIVE), Walled(wall=50, compiled=False)))
+    assert told == "m1 m4 m32 t64! t32 t16"
+
+
+def test_compiled_code_that_runs_into_a_wall_is_timed_before_it_in_the_middle():
+    device = Walled(compiled_share=0.25, wall=100, compiled=True)
+    told = story(search(config_on(FREE_LUNCH, gpus=1, batch=768), device))
+    assert told == "m1 m4 m32 c64 c256! c128! c96"
+
+
+def test_on_a_cpu_the_resident_memory_says_nothing():
+    hardware = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="cpu")
+    config = dataclasses.replace(config_on(NAIVE), hardware=hardware)
+    assert story(search(config, Device(per_example=0.01 * GIB))) == "t1"
+
+
+@pytest.mark.parametrize(
+    ("peaks", "expected"),
+    [
+        # The last 48 examples took 10.3 GiB, and 32 more would take 6.9, of 6.3 that are left; all
+        # 63 together less.
+        ({1: 20.0, 4: 20.0, 16: 21.0, 64: 31.3, 48: 27.9}, "m1 m4 m16 m64 t64 t48"),
+        # The last 4 took 4 GiB, and all 7 together 10.
+        ({1: 5.0, 4: 11.0, 8: 15.0, 12: 21.0, 16: 27.5}, "m1 m4 m8 t16 t12"),
+    ],
+)
+def test_the_steepest_line_counts(peaks, expected):
+    device = Measured(memory=40 * GIB, eager=peaks)
+    assert story(search(config_on(NAIVE, gpus=1, batch=768), device)) == expected
 
 
 def test_where_the_smallest_fits_compiled_alone_its_peak_says_how_many_more_do():

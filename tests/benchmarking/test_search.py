@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from simulated import GIB, NORMAL, ONCE, Device, search
+from simulated import GIB, NORMAL, ONCE, Device, search, story
 
 from academic_pretraining.benchmarking.effort import QUICK, Effort
 from academic_pretraining.benchmarking.prediction import best_timing, timings, waiting_bytes
@@ -425,3 +425,14 @@ def test_communication_that_was_not_seen_is_not_looked_at_again(outcome):
     probe = next_probe(config_on(), ONCE, [*history[:-1], failed])
     assert probe is not None
     assert probe.purpose is Purpose.SAVING
+
+
+def test_communication_that_runs_out_of_memory_opens_no_size():
+    config, history = config_on(), []
+    while probe := next_probe(config, ONCE, history):
+        # 32 examples run out without compilation, which takes as much, and so are not compiled.
+        fails = (Purpose.MEMORY, 32), (Purpose.COMMUNICATION, 1)
+        failed = (probe.purpose, probe.micro_batch_size) in fails
+        out = ProbeResult(probe=probe, outcome=Outcome.OUT_OF_MEMORY)
+        history.append(out if failed else Device(compiled_share=1.0).run(probe))
+    assert story(history) == "m1 m4 m32! m8 m16 c16 c8 c1! s1"

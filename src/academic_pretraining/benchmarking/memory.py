@@ -49,22 +49,22 @@ def next_ramp_size(
     between = [s for s in plans if largest < s < too_large]
     if not between:
         return None
-    # A peak grows no faster than the size.
-    certain = [s for s in between if s * peaks[largest] <= largest * limit]
     if len(peaks) == 1:
         first = next((s for s in between if s >= _FAR * largest), max(between))
         return first if too_large == math.inf else middle(between, largest, too_large)
     line = _line(peaks)
     if too_large < math.inf and line.at(too_large) <= limit:
         # The line is wrong, then.
-        return middle(certain or between, largest, too_large)
+        return middle(between, largest, too_large)
     fitting = max((s for s in between if line.at(s) <= limit), default=largest)
-    if line.known and len(peaks) > 2 and fitting <= _FAR * largest:
+    if len(peaks) > 2 and fitting <= _FAR * largest:
         return None
     # Well up the line, where the small sizes' granularity no longer shows.
     confirming = [s for s in between if s <= fitting / 2]
     if not line.known:
-        confirming = [s for s in confirming if s <= _FAR * largest or s in certain]
+        # No peak grows faster than the size.
+        certain = largest * limit / line.peak
+        confirming = [s for s in confirming if s <= max(_FAR * largest, certain)]
     return max(confirming, default=None)
 
 
@@ -98,8 +98,8 @@ def fits(
 ) -> bool:
     """Say whether a larger micro-batch should fit than those timed, by their peaks.
 
-    On a line, if they have grown; else what of the last one grows with the size is scaled, as far
-    as the memory ramp tells it from the rest; and else all of it.
+    Those of several lie on a line. Of one, what grows with the size is scaled, which the memory
+    ramp tells from the rest; and all of it, where hardly anything has grown.
 
     Args:
         config: what is measured.
@@ -111,7 +111,7 @@ def fits(
     peaks = {r.probe.micro_batch_size: r.peak_bytes + waiting_bytes(config, r.probe) for r in timed}
     memory = _peaks(config, history)
     line = _line(peaks)
-    if len(memory) > 1 and (len(peaks) == 1 or not line.known):
+    if len(peaks) == 1 and len(memory) > 1:
         grown = line.peak - min(line.peak, max(0.0, _line(memory).at(0)))
         line = _Line(line.size, line.peak, grown / line.size, grown)
     if not line.known:
@@ -137,9 +137,8 @@ def takes_less(
     memory = _peaks(config, history)
     if not memory or size >= eagerly_too_large(history):
         return True
-    eager = _line(memory).at(size) if len(memory) > 1 else max(memory.values())
     compiled = timed.peak_bytes + waiting_bytes(config, timed.probe)
-    return compiled <= effort.usable_memory * eager
+    return compiled <= effort.usable_memory * _line(memory).at(size)
 
 
 def eagerly_too_large(history: Iterable[ProbeResult]) -> float:
@@ -187,7 +186,7 @@ def _line(peaks: Mapping[int, int]) -> _Line:
     *smaller, (size, peak) = sorted(peaks.items())
     ends = (smaller[0], smaller[-1]) if smaller else ((0, 0),)
     slope = max((peak - low) / (size - small) for small, low in ends)
-    return _Line(size, peak, max(0.0, slope), peak - ends[0][1])
+    return _Line(size, peak, slope, peak - ends[0][1])
 
 
 def _peaks(config: TrainingConfig, history: Iterable[ProbeResult]) -> dict[int, int]:

@@ -126,7 +126,7 @@ def _larger(
         by_ramp = largest_fitting(config, plans, effort, history)
         return by_ramp if by_ramp in beyond else None
     # What ran out of memory without compilation may fit with it, which mostly needs less.
-    if compiles and not takes_less(config, best, effort, history):
+    if not takes_less(config, best, effort, history):
         beyond = [s for s in beyond if s < eagerly_too_large(history)]
     fitting = [s for s in beyond if fits(config, s, own, effort, history)]
     if fitting and too_large < math.inf and fits(config, int(too_large), own, effort, history):
