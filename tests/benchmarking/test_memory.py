@@ -136,8 +136,22 @@ class Walled(Device):
 
 
 def test_a_timing_that_runs_out_is_followed_by_timings():
-    told = story(search(config_on(NAIVE), Walled(wall=50, compiled=False)))
-    assert told == "m1 m4 m32 t64! t32 t16"
+    device = Walled(wall=50, compiled=False)
+    told = story(search(config_on(NAIVE, gpus=1, batch=768), device))
+    assert told == "m1 m4 m32 t64! t32 t48"
+
+
+class Leaner(Device):
+    """A device on which a timing takes less than a memory probe, which runs out of it at 32."""
+
+    def peak(self, probe: Probe) -> float:
+        if probe.purpose is Purpose.MEMORY:
+            return super().peak(probe) if probe.micro_batch_size < 32 else math.inf
+        return 0.9 * super().peak(probe)
+
+
+def test_without_compilation_the_wall_of_the_ramp_stands():
+    assert story(search(config_on(NAIVE), Leaner())) == "m1 m4 m32! m8 m16 t16 t8"
 
 
 def test_compiled_code_that_runs_into_a_wall_is_timed_before_it_in_the_middle():

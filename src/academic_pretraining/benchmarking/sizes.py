@@ -89,8 +89,6 @@ def _next_timing(
     # same size without it.
     alike = {r.probe.micro_batch_size for r in tried if r.probe.compile == compiles}
     too_large: float = min(alike - set(timed), default=math.inf)
-    if not compiles:
-        too_large = min(too_large, eagerly_too_large(history))
     if not timed:
         return _below(plans, alike) if alike else largest_fitting(config, plans, effort, history)
     if len(timed) >= effort.most_timings:
@@ -126,7 +124,7 @@ def _larger(
         by_ramp = largest_fitting(config, plans, effort, history)
         return by_ramp if by_ramp in beyond else None
     # What ran out of memory without compilation may fit with it, which mostly needs less.
-    if not takes_less(config, best, effort, history):
+    if not (compiles and takes_less(config, best, effort, history)):
         beyond = [s for s in beyond if s < eagerly_too_large(history)]
     fitting = [s for s in beyond if fits(config, s, own, effort, history)]
     if fitting and too_large < math.inf and fits(config, int(too_large), own, effort, history):
