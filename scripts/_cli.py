@@ -63,6 +63,12 @@ def run(main: Callable[..., int | None], *, stopped: str = "run the same command
     sys.exit(command_line.answer(tyro.cli, main, sys.argv[1:], stopped=stopped))
 
 
+def is_given(*flags: str) -> bool:
+    """Whether one of these stands on the command line, also with its default value."""
+    names = (argument.partition("=")[0].replace("_", "-") for argument in sys.argv[1:])
+    return any(name in flags or name.replace("--no-", "--", 1) in flags for name in names)
+
+
 def workspace_dir() -> Path:
     """Folder of results: `TANGO_WORKSPACE_DIR`, else `tango_workspace/`."""
     return command_line.workspace_dir(os.environ)

@@ -3,13 +3,19 @@
 from pathlib import Path
 from typing import Literal
 
-from _cli import GpuName, ModelName, ShardingName, records, run, say_other_versions
+from _cli import GpuName, ModelName, ShardingName, is_given, records, run, say_other_versions
 
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import InvalidConfigError, one_line
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.models import get_model
+
+# What the measured winner says.
+_CHOSEN = (
+    *("--free-lunch", "--activation-checkpointing", "--sharding", "--offloading"),
+    *("--micro-batch-size", "--gradient-accumulation-steps", "--batch-tolerance"),
+)
 
 
 def main(
@@ -57,12 +63,7 @@ def main(
         sharding=Sharding(sharding),
         offloading=offloading,
     )
-    given = method != Method() or (
-        micro_batch_size,
-        gradient_accumulation_steps,
-        batch_tolerance,
-    ) != (None, None, 0.0)
-    if optimal and given:
+    if optimal and is_given(*_CHOSEN):
         raise InvalidConfigError(
             "--optimal takes the measured winner: leave the method and batch flags out"
         )

@@ -83,6 +83,19 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *(["--no-free-lunch"], ["--free_lunch"], ["--no-activation-checkpointing"]),
+        *(["--no-offloading"], ["--sharding", "none"], ["--sharding=none"]),
+        ["--batch-tolerance", 0.0],
+    ],
+    ids=str,
+)
+def test_flags_that_the_winner_may_contradict_are_refused_with_their_defaults_too(cli, flag):
+    assert cli.refuses(SCRIPT, "--output", "a.json", *TARGET, "--optimal", *flag) == WINNER
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_exported_is_refused_in_a_line(cli, case):
     arguments, message = REFUSED[case]
