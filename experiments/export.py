@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from academic_pretraining.benchmarking.storage import read_finite
 from academic_pretraining.config import BatchPlan, TrainingConfig, config_to_dict
-from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError
+from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError, one_line
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.models import MODELS
 from academic_pretraining.records import (
@@ -25,12 +26,14 @@ from academic_pretraining.records import (
 from academic_pretraining.training_arguments import to_json, training_arguments_fields
 from experiments.strict_json import loads
 
+_ENDING = ".setting.json"
 _ADVICE = "write one with scripts/to_training_arguments.py"
 
 
 def setting_path(output: Path) -> Path:
-    """Where the rest of an exported setting stands: `F.setting.json` beside `F.json`."""
-    return output.with_suffix(".setting.json")
+    """Where the rest of an exported setting stands: `F.setting.json` beside `F.json`, or `F`."""
+    name = output.stem if output.suffix == ".json" else output.name
+    return output.with_name(f"{name}{_ENDING}")
 
 
 def read_setting(arguments: Path) -> dict[str, Any]:
@@ -65,6 +68,16 @@ def read_setting(arguments: Path) -> dict[str, Any]:
     if setting.get("arguments_sha256") != hashlib.sha256(arguments.read_bytes()).hexdigest():
         setting["prediction"] = None
     return setting
+
+
+def warn_without(setting: dict[str, Any], arguments: Path) -> None:
+    """Say on stderr what a file of TrainingArguments that stands alone leaves open."""
+    if not setting:
+        line = (
+            f"warning: there is no {setting_path(arguments).name} beside {arguments}: attention "
+            "and kernels are the default ones, whatever was measured, and no hardware is checked"
+        )
+        print(one_line(line), file=sys.stderr)
 
 
 # What each part of a setting may be. Other kernels than these would be fetched from a hub and run.
@@ -214,6 +227,11 @@ def _write(output: Path, setting: str, arguments: str) -> None:
     Arguments never stand beside another's setting.
     """
     _refuse_folder(output)
+    if output.name.endswith(_ENDING):
+        raise OSError(errno.EINVAL, "it is the setting of another", str(output))
+    other = output.with_suffix("") if output.suffix == ".json" else Path(f"{output}.json")
+    if other.is_file():
+        raise OSError(errno.EINVAL, f"its setting would be that of {other.name} too", str(output))
     # The setting would be put beside a device's name, as of /dev/stdout.
     if output.absolute().parent in (Path("/dev"), Path("/dev/fd")):
         raise OSError(errno.EINVAL, "it is a device", str(output))

@@ -17,7 +17,7 @@ from academic_pretraining.errors import InvalidConfigError, InvalidFileError, Tr
 from academic_pretraining.gpus import Hardware, check_hardware, visible_devices
 from academic_pretraining.models import MODELS, get_model
 from experiments.command_line import answer
-from experiments.export import is_prediction, read_json, read_setting
+from experiments.export import is_prediction, read_json, read_setting, warn_without
 from experiments.launcher import LauncherOptions, refuse_other_workers
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def main(
     if checkpoint and (over := checkpoint.why_over(fields, stop_after_steps)):
         print(over)
         return
+    warn_without(setting, training_arguments)
     fields["output_dir"] = str(output_dir.resolve())
     logs = os.environ.setdefault("TORCHRUNX_LOG_DIR", str(output_dir.resolve() / "logs"))
 

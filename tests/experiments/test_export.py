@@ -84,10 +84,33 @@ def record_of(measurer, silent):
         ("args.json", "args.setting.json"),
         ("a/b.c/args.v2.json", "a/b.c/args.v2.setting.json"),
         ("args", "args.setting.json"),
+        ("run.naive", "run.naive.setting.json"),
+        ("a/run.fast", "a/run.fast.setting.json"),
+        (".json", ".json.setting.json"),
     ],
 )
 def test_the_rest_stands_beside(output, beside):
     assert setting_path(Path(output)) == Path(beside)
+
+
+def test_an_export_does_not_take_anothers_setting(tmp_path):
+    config = config_of()
+    for name in ("a.json", "run.naive", "run.fast", "noext"):
+        export(tmp_path / name, config, config.plan_at(16), [])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 8
+    for name, why in (
+        ("a.setting.json", "it is the setting of another"),
+        ("a", "its setting would be that of a.json too"),
+        ("noext.json", "its setting would be that of noext too"),
+    ):
+        with pytest.raises(InvalidFileError) as caught:
+            export(tmp_path / name, config, config.plan_at(8), [])
+        assert str(caught.value) == (
+            f"{tmp_path}/{name} cannot be written ([Errno 22] {why}: '{tmp_path}/{name}'): name "
+            "another file"
+        )
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_measured_plan_predicts_not_only_the_best_one(record_of):

@@ -97,3 +97,19 @@ def test_a_folder_that_cannot_be_made_is_said(place):
         "error: /proc/run cannot be made ([Errno 2] No such file or directory: '/proc/run'): name "
         "another folder\n"
     )
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_arguments_that_stand_alone_are_warned_of(place, monkeypatch, alone):
+    def launcher(**options):
+        raise OSError(28, "No space left")
+
+    monkeypatch.setattr("in_process._accept", launcher)
+    if alone:
+        (place.folder / "args.setting.json").unlink()
+    _, _, said = place.run(*TRAINING)
+    warning = (
+        "warning: there is no args.setting.json beside args.json: attention and kernels are the "
+        "default ones, whatever was measured, and no hardware is checked"
+    )
+    assert said.splitlines()[:-1] == ([warning] if alone else [])
