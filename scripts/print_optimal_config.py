@@ -89,16 +89,16 @@ def main(
 
     hardware = Hardware(num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu_type=gpu_type)
     found = results(hardware, model)
+    row = fastest(found, hardware, model, same_numerics=numerics == "reference")
+    plan = None if habits == Habits() else _schedule(habits, row.row(0, named=True), save_seconds)
     others = found.filter(outcome="measured", current_libraries=False)
     if not others.is_empty():
         print(f"{len(others)} results of other library versions are left out", file=sys.stderr)
-    row = fastest(found, hardware, model, same_numerics=numerics == "reference")
     say_other_versions(row)
     if limits := row["limits"].item():
         print(f"measured with {limits}", file=sys.stderr)
     if company := row["company"].item():
         print(f"measured beside others on the GPUs: {company}", file=sys.stderr)
-    plan = None if habits == Habits() else _schedule(habits, row.row(0, named=True), save_seconds)
     print(_drawn(row.select(*_SHOWN), terminal_width()))
     if plan:
         print(f"whole run: {plan.text}; begun now, over on {plan.end(datetime.datetime.now())}")

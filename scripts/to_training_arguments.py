@@ -72,7 +72,7 @@ def main(
             "--numerics restricts the measured winner: give --optimal with it, or leave it out"
         )
     recipe = get_model(model)
-    measured = None
+    measured = winner = None
     if optimal:
         from academic_pretraining.records import about
         from academic_pretraining.results import fastest, frame, method_of
@@ -80,7 +80,6 @@ def main(
         measured = about(records(), hardware, model)
         same = numerics == "reference"
         winner = fastest(frame(measured), hardware, model, same_numerics=same)
-        say_other_versions(winner)
         row = winner.row(0, named=True)
         method = method_of(row)
         micro_batch_size, gradient_accumulation_steps = (
@@ -107,6 +106,8 @@ def main(
     )
     if predicted:
         line += f", predicted {predicted['step_seconds']:.4g} s a step"
+    if winner is not None:
+        say_other_versions(winner)
     print(one_line(line))
 
 

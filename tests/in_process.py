@@ -22,7 +22,7 @@ from academic_pretraining.methods import Method
 from academic_pretraining.models import MODELS
 from academic_pretraining.records import to_record
 from experiments.export import export
-from experiments.identity import cache_key
+from experiments.identity import cache_key, library_versions
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
@@ -166,7 +166,7 @@ def made_up_record(hardware: Hardware = ON_TWO, model: str = "pythia-160m") -> d
         global_batch_size=plan.global_batch_size,
     )
     measurement = dataclasses.replace(MEASURED, best=timing, timings=(timing,), compile="off")
-    record = to_record(config, measurement, versions={"torch": "2"}, measured_at=1.0)
+    record = to_record(config, measurement, versions=library_versions(config), measured_at=1.0)
     record |= {"key": cache_key(config)}
     return json.loads(json.dumps(record))
 

@@ -191,6 +191,19 @@ def test_that_other_versions_are_installed_than_measured_with_is_said(
     )
 
 
+@pytest.mark.parametrize(
+    ("reader", "flags"),
+    [
+        ("print_optimal_config", ("--save-every-steps", 1000, "--time-limit-hours", 1e-9)),
+        ("to_training_arguments", ("--output", ".")),
+    ],
+)
+def test_what_is_refused_is_one_line_even_so(cli, remember, made_up, reader, flags):
+    remember(made_up(ON_TWO, Method(), 3.0, versions={"torch": "0.9"}))
+    script, *arguments = [a for a in READERS[reader] if a not in ("--output", "args.json")]
+    cli.refuses(script, *arguments, *flags)
+
+
 def test_of_results_with_the_versions_installed_nothing_is_said(cli, remember, made_up):
     # The older one is marked.
     older = made_up(ON_TWO, Method(), 1.0, versions={"torch": "0.9"}, measured_at=0.5)
