@@ -44,6 +44,11 @@ def test_what_came_of_it_is_given_and_its_folder_goes(tmp_path):
         (RuntimeError("one\ntwo"), "RuntimeError: one"),
         (AssertionError(), "AssertionError: no reason given"),
         (OSError(28, "No space left"), "OSError: [Errno 28] No space left"),
+        (
+            RuntimeError(str({"message": "ValueError: it's\nso", "extraInfo": {"a": "b\nc"}})),
+            "RuntimeError: ValueError: it's",
+        ),
+        (RuntimeError("{'message': "), "RuntimeError: {'message':"),
     ],
 )
 def test_whatever_is_raised_becomes_a_line(error, reason):

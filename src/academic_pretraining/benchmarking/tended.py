@@ -1,5 +1,6 @@
 """A training's launch, seen to its end: one line of what went wrong, and nothing left running."""
 
+import ast
 import contextlib
 import ctypes
 import logging
@@ -68,11 +69,20 @@ def tended(start: Callable[[dict[str, str]], _T], *, source: Path) -> _T:
         raise
     except Exception as error:
         # What workers printed stands above; of what they raised a line will do.
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        reason = (_message(error).strip().splitlines() or ["no reason given"])[0]
         raise TrainingError(
             f"the training of {source} failed: {type(error).__name__}: {reason}; what workers "
             "said stands above"
         ) from error
+
+
+def _message(error: Exception) -> str:
+    """Take the message alone where torchelastic, for a worker that did not begin, gives a dict."""
+    text = str(error)
+    if text.startswith("{'message': "):
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return str(ast.literal_eval(text)["message"])
+    return text
 
 
 def _is_warning(record: logging.LogRecord) -> bool:
