@@ -133,7 +133,10 @@ class SyntheticDataset(Dataset[dict[str, torch.Tensor]]):
     """
 
     def __init__(self, recipe: ModelRecipe, num_examples: int, seed: int = 0) -> None:
-        self._recipe = recipe
+        # Not the recipe, which holds what cannot be pickled to a spawned worker of a data loader.
+        self._is_image = recipe.task is Task.IMAGE_CLASSIFICATION
+        self._size = (recipe.image_size if self._is_image else recipe.sequence_length) or 0
+        self._num_classes = recipe.num_classes
         self._num_examples = num_examples
         self._seed = seed
 
@@ -150,17 +153,13 @@ class SyntheticDataset(Dataset[dict[str, torch.Tensor]]):
         return [self._draw(generator) for _ in range(count)]
 
     def _draw(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        recipe = self._recipe
-        if recipe.task is Task.IMAGE_CLASSIFICATION:
-            size = recipe.image_size or 0
+        if self._is_image:
             return {
-                "pixel_values": torch.randn(3, size, size, generator=generator),
-                "labels": torch.randint(recipe.num_classes, (), generator=generator),
+                "pixel_values": torch.randn(3, self._size, self._size, generator=generator),
+                "labels": torch.randint(self._num_classes, (), generator=generator),
             }
         # 3 and more, so that no token is read as padding.
-        tokens = torch.randint(
-            3, recipe.num_classes, (recipe.sequence_length or 0,), generator=generator
-        )
+        tokens = torch.randint(3, self._num_classes, (self._size,), generator=generator)
         return {"input_ids": tokens, "labels": tokens.clone()}
 
 
