@@ -71,7 +71,8 @@ class LauncherOptions:
         if isinstance(self.hostnames, list):
             nodes = len(self.hostnames)
         else:
-            nodes = int(environment.get("SLURM_JOB_NUM_NODES", 0)) if slurm else 1
+            said = environment.get("SLURM_JOB_NUM_NODES", "") if slurm else "1"
+            nodes = int(said) if said.isdecimal() else 0
         if isinstance(workers, str):
             if self.hostnames != "auto" or slurm:
                 return None

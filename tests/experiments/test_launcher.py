@@ -22,6 +22,7 @@ SLURM = {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "3"}
         ({}, SLURM, 12),
         ({"hostnames": "slurm", "workers_per_host": 2}, SLURM, 6),
         ({}, {"SLURM_JOB_ID": "1"}, None),
+        ({}, SLURM | {"SLURM_JOB_NUM_NODES": "many"}, None),
         ({"workers_per_host": "cpu"}, {}, len(allowed_cores())),
         ({"workers_per_host": "cpu"}, SLURM, None),
         ({"hostnames": ["a"], "workers_per_host": "gpu"}, {}, None),

@@ -83,7 +83,9 @@ def test_another_number_of_workers_is_refused(place):
     assert said == f"error: {BATCH}3 would train, with a batch of 3,072{START}what is here\n"
 
 
-def test_a_worker_refuses_to_be_one_of_another_number(tmp_path):
+def test_a_worker_refuses_to_be_one_of_another_number(tmp_path, monkeypatch):
+    # Where it does not, nothing is to be trained.
+    monkeypatch.setattr("transformers.trainer.Trainer.__init__", None)
     setting = {"hardware": {"num_nodes": 2, "gpus_per_node": 1, "gpu_type": "cpu"}}
     fields = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}
     train = runpy.run_path(str(SCRIPTS / "training.py"))["train"]
