@@ -315,6 +315,14 @@ def test_a_single_plan_needs_no_memory_ramp():
     assert timed(history) == [1]
 
 
+def test_on_a_cpu_every_size_that_was_named_is_timed():
+    effort = QUICK.within({"micro_batch_sizes": (2, 4, 8)})
+    slower = Device(slower_from=4, slow=9.0)
+    assert story(search(config_on("cpu", 2), slower, effort)) == "c2 c4 c8"
+    # Where one is killed for want of memory, no larger one is tried.
+    assert story(search(config_on("cpu", 2), Device(memory=9 * GIB), effort)) == "c2 c4 c8!"
+
+
 def test_a_cpu_is_timed_without_a_memory_ramp():
     config = config_on("cpu", 2)
     history = search(config, Device(), QUICK)

@@ -93,9 +93,15 @@ def _next_timing(
         return _below(plans, alike) if alike else largest_fitting(config, plans, effort, history)
     if len(timed) >= effort.most_timings:
         return None
+    if config.hardware.gpu.is_cpu:
+        # No memory is looked at; of the sizes that were named, all are timed.
+        named = effort.micro_batch_sizes
+        return min(
+            (s for s in plans if s in named and s not in timed and s < too_large), default=None
+        )
     best = min(timed, key=lambda size: predicted_step_seconds(config, timed[size]))
     # Larger: only where the peaks under timing say that it fits.
-    if best == max(timed) and not config.hardware.gpu.is_cpu:
+    if best == max(timed):
         larger = _larger(config, plans, effort, history, list(timed.values()), too_large, compiles)
         if larger is not None:
             return larger
