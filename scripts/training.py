@@ -196,6 +196,7 @@ def train(
     from academic_pretraining.benchmarking.garbage import FreesCompilerGarbage
     from academic_pretraining.benchmarking.host import HostWatch
     from academic_pretraining.benchmarking.marks import MarksCheckpoints
+    from academic_pretraining.benchmarking.resuming import ready_to_load
     from academic_pretraining.benchmarking.timing import StepTimer
 
     class StopEarly(TrainerCallback):
@@ -234,6 +235,8 @@ def train(
         # Leave this one where it is, first, when you copy this: it frees memory.
         callbacks=[FreesCompilerGarbage(timer.warm_up_steps), *callbacks],
     )
+    if checkpoint:
+        ready_to_load(trainer)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     return comparison.speed_report(timer, predicted, **how, host=host, ranks_per_node=here)

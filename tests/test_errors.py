@@ -18,6 +18,7 @@ def test_the_errors_that_a_user_can_meet():
         "InvalidConfigError",
         "InvalidFileError",
         "MeasurementError",
+        "NotCompiledError",
         "NoResultsError",
         "TrainingError",
         "UnknownNameError",

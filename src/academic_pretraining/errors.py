@@ -73,3 +73,7 @@ class MeasurementError(AcademicPretrainingError):
 
     Never cached as a result; the message names the original cause and the log of its rank.
     """
+
+
+class NotCompiledError(MeasurementError):
+    """Compilation that was asked for took no hold of the model, and said nothing."""

@@ -113,9 +113,26 @@ def test_without_a_whole_one_there_is_nothing_to_go_on_from(save, tmp_path):
         choose(tmp_path, resume=True)
     assert str(caught.value) == (
         f"--resume was given, but {tmp_path} holds no whole checkpoint, only checkpoint-14 (it "
-        f"lacks {STATE}), checkpoint-12 (it lacks {STATE}): leave it out and name another folder "
-        "to begin"
+        f"lacks {STATE}), checkpoint-12 (it lacks {STATE}): leave it out to begin"
     )
+
+
+def test_a_training_begins_where_the_first_checkpoint_was_cut_off(save, tmp_path, capsys):
+    (save(14) / STATE).unlink()
+    assert choose(tmp_path, resume=False) is None
+    assert capsys.readouterr().err == (
+        f"beginning anew, without checkpoint-14 (it lacks {STATE})\n"
+    )
+
+
+def test_two_ranks_may_mark_one_folder(save, tmp_path):
+    checkpoint = save(3)
+    (checkpoint / "complete.json.other.1").write_text("half of")
+    mark(checkpoint)
+    (checkpoint / "complete.json.other.1").unlink()
+    chosen = choose(tmp_path, resume=True)
+    assert chosen is not None
+    assert chosen.path == checkpoint
 
 
 def test_a_training_does_not_begin_where_another_is(save, tmp_path):

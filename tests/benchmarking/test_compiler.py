@@ -71,18 +71,20 @@ def test_sizes_are_constants_where_images_are_compiled(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "sharding"),
+    ("model", "sharding", "how"),
     [
-        ("roberta", Sharding.FSDP_FULL_SHARD),
-        pytest.param("vit", Sharding.ZERO_3, marks=pytest.mark.thorough),
+        ("roberta", Sharding.FSDP_FULL_SHARD, ()),
+        ("roberta", Sharding.FSDP_FULL_SHARD, ("compile",)),
+        pytest.param("vit", Sharding.ZERO_3, (), marks=pytest.mark.thorough),
+        pytest.param("vit", Sharding.ZERO_3, ("compile",), marks=pytest.mark.thorough),
     ],
 )
 def test_dropout_draws_the_same_numbers_again_where_layers_are_recomputed(
-    model, sharding, tmp_path
+    model, sharding, how, tmp_path
 ):
     kept, recomputed = (
-        found_on_one_rank("recomputed.py", model, sharding, *how, tmp_path)["steps"]
-        for how in ((), ("checkpointing",))
+        found_on_one_rank("recomputed.py", model, sharding, *how, *more, tmp_path)["steps"]
+        for more in ((), ("checkpointing",))
     )
     assert len(kept) == len(recomputed) == 2
     for losses_and_gradient_norms in zip(kept, recomputed, strict=True):

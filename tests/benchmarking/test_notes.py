@@ -119,7 +119,7 @@ def test_a_stopped_measurement_goes_on_with_the_next_probe(play, path, given):
 
 
 MEASURE = """
-import dataclasses, json, sys
+import json, sys
 from pathlib import Path
 from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.config import config_from_dict
@@ -131,7 +131,7 @@ class Reporter:
     def ends(self, config, record, note): print("end", record is not None, flush=True)
     def probes(self, probe): print(probe.description, flush=True)
 
-effort = dataclasses.replace(QUICK, saves=True)
+effort = QUICK.within({"micro_batch_sizes": (1, 2)})
 sweep([config_from_dict(json.loads(sys.argv[2]))], Path(sys.argv[1]), effort, Reporter())
 """
 

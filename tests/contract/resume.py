@@ -1,6 +1,6 @@
 """One rank: trains each case to its end, and again from a checkpoint on the way.
 
-`resume.py FOLDER`: each folder in it that holds fields.json is a case, NAME of the twin and fields
+`resume.py FOLDER`: each folder in it that holds case.json is a case, NAME of the twin and fields
 of TrainingArguments; its `whole` comes to hold the checkpoints of the training, and its `resumed`
 those of one that went on from the first of these.
 """

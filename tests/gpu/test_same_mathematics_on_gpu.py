@@ -47,6 +47,9 @@ COMPILED = [
     Method(free_lunch=True, activation_checkpointing=True),
     Method(free_lunch=True, sharding=Sharding.ZERO_3),
     Method(free_lunch=True, sharding=Sharding.FSDP_FULL_SHARD),
+    # Whose layers are compiled for themselves.
+    Method(free_lunch=True, sharding=Sharding.ZERO_3, activation_checkpointing=True),
+    Method(free_lunch=True, sharding=Sharding.FSDP_FULL_SHARD, activation_checkpointing=True),
 ]
 
 

@@ -15,6 +15,7 @@ from twins import twin
 
 from academic_pretraining.benchmarking import build
 from academic_pretraining.benchmarking.cpu import allow_sharding_on_cpu
+from academic_pretraining.benchmarking.failures import classify
 from academic_pretraining.benchmarking.in_force import check_in_force
 from academic_pretraining.config import TrainingConfig
 from academic_pretraining.errors import MeasurementError
@@ -63,7 +64,7 @@ def main(model: str, sharding: str, *more: str) -> None:
     try:
         check_in_force(trainer, config, compiled=method.free_lunch)
     except MeasurementError as error:
-        verdict = str(error).partition(": not in force: ")[2]
+        verdict = str(error).partition(": not in force: ")[2] + f" ({classify(error).outcome})"
     logged: Any = [entry for entry in trainer.state.log_history if "loss" in entry]
     steps = [[float(entry["loss"]), float(entry["grad_norm"])] for entry in logged]
     print("FOUND", json.dumps({"steps": steps, "verdict": verdict}))

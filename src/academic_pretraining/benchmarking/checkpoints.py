@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import platform
 import re
 import sys
 import zipfile
@@ -58,7 +59,8 @@ class Checkpoint:
 def choose(output_dir: Path, *, resume: bool) -> Checkpoint | None:
     """Find the checkpoint that a training goes on from, or make sure that it begins alone.
 
-    It goes on from the newest one that is whole; which newer ones are not is said on stderr.
+    It goes on from the newest one that is whole, and begins where none is; which newer ones are
+    not is said on stderr.
 
     Raises:
         InvalidConfigError: there is none, or there are some though it is to begin.
@@ -72,11 +74,19 @@ def choose(output_dir: Path, *, resume: bool) -> Checkpoint | None:
         raise InvalidFileError(
             f"{output_dir} cannot be a folder for checkpoints ({error}): name another"
         ) from error
-    chosen = _newest_whole(output_dir, found) if resume else None
-    if found and not resume:
+    chosen, left_out = _newest_whole(found)
+    if resume and not chosen:
+        only = f"whole checkpoint, only {', '.join(left_out)}" if left_out else "checkpoint"
         raise InvalidConfigError(
-            f"{output_dir} holds {found[0].name}: give --resume to go on, or name another folder"
+            f"--resume was given, but {output_dir} holds no {only}: leave it out to begin"
         )
+    if chosen and not resume:
+        raise InvalidConfigError(
+            f"{output_dir} holds {chosen.path.name}: give --resume to go on, or name another folder"
+        )
+    if left_out:
+        begins = f"going on from {chosen.path.name}" if chosen else "beginning anew"
+        print(one_line(f"{begins}, without {', '.join(left_out)}"), file=sys.stderr)
     if not there.is_dir():
         raise InvalidFileError(
             f"{output_dir} cannot be a folder for checkpoints, for it is a file or below one: "
@@ -115,9 +125,10 @@ def mark(checkpoint: Path) -> None:
     sizes = {
         str(path.relative_to(checkpoint)): path.stat().st_size
         for path in sorted(checkpoint.rglob("*"))
-        if path.is_file()
+        if path.is_file() and not path.name.startswith(MARK)
     }
-    partial = checkpoint / f"{MARK}.partial"
+    # Where every node saves into one folder, several ranks write it.
+    partial = checkpoint / f"{MARK}.{platform.node()}.{os.getpid()}"
     partial.write_text(json.dumps(sizes, indent=2) + "\n")
     partial.replace(checkpoint / MARK)
 
@@ -158,26 +169,15 @@ def _newest_first(output_dir: Path) -> list[Path]:
     return [found[step] for step in sorted(found, reverse=True)]
 
 
-def _newest_whole(output_dir: Path, newest_first: list[Path]) -> Checkpoint:
+def _newest_whole(newest_first: list[Path]) -> tuple[Checkpoint | None, list[str]]:
+    """Look for a whole one; with it, newer ones, each with the reason why it is none."""
     left_out = []
     for path in newest_first:
         try:
-            checkpoint = _whole(path)
+            return _whole(path), left_out
         except (OSError, *ILL_SHAPED) as error:
             left_out.append(f"{path.name} ({error})")
-            continue
-        if left_out:
-            line = f"going on from {path.name}, without {', '.join(left_out)}"
-            print(one_line(line), file=sys.stderr)
-        return checkpoint
-    if left_out:
-        raise InvalidConfigError(
-            f"--resume was given, but {output_dir} holds no whole checkpoint, only "
-            f"{', '.join(left_out)}: leave it out and name another folder to begin"
-        )
-    raise InvalidConfigError(
-        f"--resume was given, but {output_dir} holds no checkpoint: leave it out to begin"
-    )
+    return None, left_out
 
 
 def _whole(path: Path) -> Checkpoint:

@@ -19,6 +19,7 @@ from academic_pretraining.benchmarking.allocator_text import (
 )
 from academic_pretraining.benchmarking.probes import Outcome
 from academic_pretraining.benchmarking.storage import is_full, says_full
+from academic_pretraining.errors import NotCompiledError
 
 _DRIVER = "CUDA error: out of memory"
 # What the driver says, which has other words for a device that broke.
@@ -127,7 +128,7 @@ def classify(
     # Their exceptions have no public base class; the packages that raise them are what is stable.
     compilers = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
     for link in _chain(error):
-        if type(link).__module__.startswith(compilers):
+        if isinstance(link, NotCompiledError) or type(link).__module__.startswith(compilers):
             return Failure(outcome=Outcome.COMPILE_FAILED, cause=_one_line(link))
     # NCCL, CUDA and sockets raise these two; SystemExit is a death like that of a signal.
     return Failure(

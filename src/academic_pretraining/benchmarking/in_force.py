@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
 from academic_pretraining.config import TrainingConfig
-from academic_pretraining.errors import MeasurementError
+from academic_pretraining.errors import MeasurementError, NotCompiledError
 from academic_pretraining.methods import Backend, Sharding
 
 # Read by torch when it is loaded, and stronger than what the Trainer sets.
@@ -25,6 +25,7 @@ def check_in_force(trainer: Trainer, config: TrainingConfig, *, compiled: bool) 
 
     Raises:
         MeasurementError: naming each setting that is not in force.
+        NotCompiledError: compilation alone is not, so that it can be measured without.
     """
     method = config.method
     wrapped = trainer.model_wrapped
@@ -53,14 +54,15 @@ def check_in_force(trainer: Trainer, config: TrainingConfig, *, compiled: bool) 
         for name, value in wanted.items()
         if found[name] != value
     ]
-    # Each layer is compiled for itself then, or not at all.
-    apart = method.sharding.hooks_into_layers
-    if compiled and found["compile"] and apart and not _compiles(wrapped, config):
-        wrong.append(f"no {config.recipe.layer_class} is compiled")
     if not config.tf32 and config.hardware.gpu.supports_tf32 and os.environ.get(_OVERRIDE) == "1":
         wrong.append(f"{_OVERRIDE}=1 has fp32 multiplied as TF32: unset it")
     if wrong:
         raise MeasurementError(f"{config.label}: not in force: {'; '.join(wrong)}")
+    # Each layer is compiled for itself then, or not at all.
+    if compiled and method.sharding.hooks_into_layers and not _compiles(wrapped, config):
+        raise NotCompiledError(
+            f"{config.label}: not in force: no {config.recipe.layer_class} is compiled"
+        )
 
 
 def _read(wrapped: nn.Module) -> dict[str, object]:

@@ -10,7 +10,7 @@ from academic_pretraining.benchmarking.checkpoints import mark, unmark
 
 
 class MarksCheckpoints(TrainerCallback):
-    """Marks a checkpoint when it is whole; `checkpoints.newest_whole` tells by it."""
+    """Marks a checkpoint when it is whole; `checkpoints.choose` goes by it."""
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Take the mark away from one that is about to be written over."""
