@@ -13,6 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from twins import twin
@@ -23,7 +24,11 @@ TRAINING = Path(__file__).resolve().parents[2] / "scripts" / "training.py"
 
 
 def main(folder: Path) -> None:
-    dist.init_process_group("gloo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl")
+    else:
+        dist.init_process_group("gloo")
     train = runpy.run_path(str(TRAINING))["train"]
     for path in sorted(folder.glob("*/case.json")):
         case = json.loads(path.read_text())
@@ -32,7 +37,7 @@ def main(folder: Path) -> None:
         for output in (whole, resumed):
             first = None
             if output == resumed:
-                first = resumed / "checkpoint-2"
+                first = resumed / f"checkpoint-{case['fields']['save_steps']}"
                 if dist.get_rank() == 0:
                     shutil.copytree(whole / first.name, first)
                 dist.barrier()

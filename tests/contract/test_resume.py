@@ -6,39 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from contract.ranks import run_ranks
-from safetensors.torch import load_file
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from contract.resumed import STEPS, prepare, weights
 
 from academic_pretraining.benchmarking.checkpoints import MARK, STATE
-from academic_pretraining.config import TrainingConfig
-from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, Sharding
-from academic_pretraining.models import MODELS
-from academic_pretraining.training_arguments import training_arguments_fields
 
 pytestmark = pytest.mark.slow
 
 FAMILIES = ("pythia-160m", "roberta", "vit", "convnext-large-1k", "mamba")
 ON_TWO = (Sharding.FSDP_FULL_SHARD, Sharding.ZERO_2)
-STEPS = 4
-
-
-def prepare(folder: Path, model: str, method: Method, ranks: int) -> Path:
-    """Write a case: saved every second step, at a rate that tells one step from another."""
-    machine = Hardware(num_nodes=1, gpus_per_node=ranks, gpu_type="cpu")
-    config = TrainingConfig(hardware=machine, recipe=MODELS[model], method=method)
-    fields = training_arguments_fields(config, config.plan_at(2)) | {
-        "gradient_accumulation_steps": 1,
-        "max_steps": STEPS,
-        "save_steps": STEPS // 2,
-        "warmup_steps": 0,
-        "learning_rate": 1e-2,
-        "disable_tqdm": True,
-    }
-    case = folder / f"{model}-{method.label}".replace(" ", "")
-    case.mkdir()
-    (case / "case.json").write_text(json.dumps({"model": model, "fields": fields}))
-    return case
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +33,6 @@ def on_two(tmp_path_factory) -> Path:
         prepare(folder, "pythia-160m", Method(sharding=sharding), 2)
     run_ranks("resume.py", folder)
     return folder
-
-
-def weights(checkpoint: Path, scratch: Path) -> dict[str, torch.Tensor]:
-    if (shards := checkpoint / "pytorch_model_fsdp_0").exists():
-        dcp_to_torch_save(shards, scratch / "whole.pt")
-        return torch.load(scratch / "whole.pt")["model"]
-    return load_file(checkpoint / "model.safetensors")
 
 
 def assert_marked(checkpoint: Path) -> None:
