@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
 from academic_pretraining.benchmarking.probes import CommunicationSample
-from academic_pretraining.benchmarking.updates import Updates, updates, without_update
+from academic_pretraining.benchmarking.updates import OverflowWatch
 
 # `ncclDevKernel_AllReduce_Sum_f16_RING_LL(...)`, and not the annotation `nccl:all_reduce` that
 # stands for the same time beside it.
@@ -48,7 +48,7 @@ class CommunicationTimer(TrainerCallback):
         self._profile: profile | None = None
         self._accumulation = 0
         self._skipped = False
-        self._updates: Updates = None
+        self._overflows = OverflowWatch()
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         """Begin to look."""
@@ -63,10 +63,7 @@ class CommunicationTimer(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
         """Note an fp16 overflow."""
-        optimizer = kwargs.get("optimizer")
-        before, self._updates = self._updates, updates(optimizer)
-        self._skipped = bool(getattr(optimizer, "step_was_skipped", False))
-        self._skipped = self._skipped or without_update(before, self._updates)
+        self._skipped = self._overflows.stepped(kwargs.get("optimizer"))()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Add up the step's kernels."""

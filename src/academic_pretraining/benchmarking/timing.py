@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from academic_pretraining.benchmarking.probes import StepSample
 from academic_pretraining.benchmarking.ranks import gather
-from academic_pretraining.benchmarking.updates import Updates, updates, without_update
+from academic_pretraining.benchmarking.updates import OverflowWatch
 
 Mark = torch.cuda.Event | float
 
@@ -21,8 +21,7 @@ class _Step:
     gradients: Mark | None = None
     end: Mark | None = None
     accumulation: int = 0
-    skipped: bool = False
-    updates: tuple[Updates, Updates] = (None, None)
+    skipped: Callable[[], bool] = lambda: False
     last_of_epoch: bool = False
     number: int = 0
 
@@ -54,7 +53,7 @@ class StepTimer(TrainerCallback):
     _current: _Step | None = None
     _began: float = 0.0
     _begun_at: int = 0
-    _updates: Updates = None
+    _overflows: OverflowWatch = field(default_factory=OverflowWatch)
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """Forget an earlier training."""
@@ -83,11 +82,9 @@ class StepTimer(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
         """Note what tells of an fp16 overflow, in which the optimizer does nothing."""
-        optimizer = kwargs.get("optimizer")
-        before, self._updates = self._updates, updates(optimizer)
+        skipped = self._overflows.stepped(kwargs.get("optimizer"))
         if self._current:
-            self._current.skipped = bool(getattr(optimizer, "step_was_skipped", False))
-            self._current.updates = before, self._updates
+            self._current.skipped = skipped
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Close this step and open the next one."""
@@ -121,7 +118,7 @@ class StepTimer(TrainerCallback):
                 seconds=_between(step.start, step.end),
                 data_seconds=_between(step.start, step.fetched),
                 optimizer_seconds=_between(step.gradients, step.end),
-                skipped=step.skipped or without_update(*step.updates),
+                skipped=step.skipped(),
                 last_of_epoch=step.last_of_epoch,
             )
             for step in self._steps

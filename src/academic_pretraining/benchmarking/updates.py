@@ -1,5 +1,6 @@
 """How often an optimizer has really updated the weights."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,3 +32,21 @@ def updates(optimizer: Any) -> Updates:
 def without_update(before: Updates, after: Updates) -> bool:
     """Whether a step between two counts updated nothing; waits for both."""
     return after is not None and float(after) == float(before or 0.0)
+
+
+class OverflowWatch:
+    """Tells after each step whether an fp16 overflow kept the optimizer from updating anything."""
+
+    def __init__(self) -> None:
+        self._updates: Updates = None
+
+    def stepped(self, optimizer: Any) -> Callable[[], bool]:
+        """Note a step that has just been done; whoever calls the answer waits for the GPU.
+
+        Args:
+            optimizer: as a callback gets it.
+        """
+        before, after = self._updates, updates(optimizer)
+        self._updates = after
+        said = bool(getattr(optimizer, "step_was_skipped", False))
+        return lambda: said or without_update(before, after)
