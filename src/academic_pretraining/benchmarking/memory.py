@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from academic_pretraining.benchmarking.effort import Effort
-from academic_pretraining.benchmarking.prediction import waiting_bytes
+from academic_pretraining.benchmarking.prediction import step_peak_bytes
 from academic_pretraining.benchmarking.probes import (
     OPTIONAL,
     Outcome,
@@ -111,7 +111,7 @@ def fits(
         effort: how much of the device may be used.
         history: the probes so far.
     """
-    peaks = {r.probe.micro_batch_size: r.peak_bytes + waiting_bytes(config, r.probe) for r in timed}
+    peaks = {r.probe.micro_batch_size: step_peak_bytes(config, r) for r in timed}
     memory = _peaks(config, history)
     line = _line(peaks)
     known = line.known
@@ -143,8 +143,7 @@ def takes_less(
     memory = _peaks(config, history)
     if not memory or size >= eagerly_too_large(history):
         return True
-    compiled = timed.peak_bytes + waiting_bytes(config, timed.probe)
-    return compiled <= effort.usable_memory * _line(memory).at(size)
+    return step_peak_bytes(config, timed) <= effort.usable_memory * _line(memory).at(size)
 
 
 def eagerly_too_large(history: Iterable[ProbeResult]) -> float:
@@ -198,7 +197,7 @@ def _line(peaks: Mapping[int, int]) -> _Line:
 def _peaks(config: TrainingConfig, history: Iterable[ProbeResult]) -> dict[int, int]:
     """Gather the memory ramp: bytes at each micro-batch size, with a real step's inputs."""
     return {
-        r.probe.micro_batch_size: r.peak_bytes + waiting_bytes(config, r.probe)
+        r.probe.micro_batch_size: step_peak_bytes(config, r)
         for r in history
         if r.probe.purpose is Purpose.MEMORY and r.outcome is Outcome.OK
     }

@@ -68,7 +68,12 @@ def _holds_inputs(config: TrainingConfig, result: ProbeResult) -> bool:
     waiting = waiting_bytes(config, result.probe)
     usable = USABLE_MEMORY * result.device_bytes
     left = result.device_bytes - _CONTEXT_BYTES - max(result.peak_bytes, result.reserved_bytes)
-    return not waiting or result.peak_bytes + waiting <= usable or waiting <= left
+    return not waiting or step_peak_bytes(config, result) <= usable or waiting <= left
+
+
+def step_peak_bytes(config: TrainingConfig, result: ProbeResult) -> int:
+    """Peak of a real step: a probe's own, and the inputs that it did not hold."""
+    return result.peak_bytes + waiting_bytes(config, result.probe)
 
 
 def waiting_bytes(config: TrainingConfig, probe: Probe) -> int:
