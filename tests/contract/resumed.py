@@ -47,3 +47,19 @@ def weights(checkpoint: Path, scratch: Path) -> dict[str, torch.Tensor]:
         dcp_to_torch_save(shards, scratch / "whole.pt")
         return torch.load(scratch / "whole.pt")["model"]
     return load_file(checkpoint / "model.safetensors")
+
+
+def weights_on_the_way(
+    case: Path, scratch: Path, steps: int = STEPS
+) -> tuple[dict[str, torch.Tensor], ...]:
+    """Read a case's weights: half-way, in the end, and in the end of what was resumed half-way."""
+    first, whole, resumed = (
+        weights(case / name, scratch)
+        for name in (
+            f"whole/checkpoint-{steps // 2}",
+            f"whole/checkpoint-{steps}",
+            f"resumed/checkpoint-{steps}",
+        )
+    )
+    assert whole.keys() == resumed.keys() == first.keys()
+    return first, whole, resumed

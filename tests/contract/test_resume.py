@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from contract.ranks import run_ranks
-from contract.resumed import STEPS, prepare, weights
+from contract.resumed import STEPS, prepare, weights_on_the_way
 
 from academic_pretraining.benchmarking.checkpoints import MARK, STATE
 from academic_pretraining.methods import Method, Sharding
@@ -45,15 +45,7 @@ def assert_marked(checkpoint: Path) -> None:
 def assert_alike(case: Path, scratch: Path) -> None:
     for name in ("whole", "resumed"):
         assert_marked(case / name / f"checkpoint-{STEPS}")
-    first, whole, resumed = (
-        weights(case / name, scratch)
-        for name in (
-            f"whole/checkpoint-{STEPS // 2}",
-            f"whole/checkpoint-{STEPS}",
-            f"resumed/checkpoint-{STEPS}",
-        )
-    )
-    assert whole.keys() == resumed.keys() == first.keys()
+    first, whole, resumed = weights_on_the_way(case, scratch)
     # Every weight was on its way.
     assert not any(torch.equal(whole[name], first[name]) for name in whole)
     assert {name for name in whole if not torch.equal(whole[name], resumed[name])} == set()

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from contract.ranks import run_ranks
-from contract.resumed import prepare, weights
+from contract.resumed import prepare, weights_on_the_way
 
 from academic_pretraining.gpus import detect_hardware
 from academic_pretraining.methods import Method, Sharding
@@ -31,15 +31,7 @@ def test_a_resumed_training_comes_to_the_same_weights(method, tmp_path):
     gpu_type = detect_hardware(os.environ).gpu_type
     case = prepare(tmp_path, "pythia-160m", method, 2, gpu_type=gpu_type, steps=STEPS)
     run_ranks("resume.py", tmp_path, gpus=True, timeout_seconds=300.0)
-    first, whole, resumed = (
-        weights(case / name, tmp_path)
-        for name in (
-            f"whole/checkpoint-{STEPS // 2}",
-            f"whole/checkpoint-{STEPS}",
-            f"resumed/checkpoint-{STEPS}",
-        )
-    )
-    assert whole.keys() == resumed.keys() == first.keys()
+    first, whole, resumed = weights_on_the_way(case, tmp_path, STEPS)
     # Sums on a GPU come in any order; what was not loaded is as far off as the way itself.
     for name, weight in whole.items():
         way = torch.linalg.vector_norm((weight - first[name]).float())
