@@ -222,12 +222,12 @@ def train(
     how = {"units_per_step": examples * recipe.units_per_example, "unit": recipe.unit}
     timer = StepTimer(cuda=not arguments.use_cpu)
     host = HostWatch(timer.warm_up_steps)
-    callbacks = [timer, comparison.SaysSpeed(timer, predicted, **how), StopEarly(), host]
-    callbacks.append(MarksCheckpoints())
+    speed: TrainerCallback = comparison.SaysSpeed(timer, predicted, **how)
     if stop_within_seconds is not None:
-        callbacks[1] = comparison.StopsWhenKnown(
+        speed = comparison.StopsWhenKnown(
             timer, predicted=predicted, limit_seconds=stop_within_seconds
         )
+    callbacks = [timer, speed, StopEarly(), host, MarksCheckpoints()]
     trainer = Trainer(
         model=model,
         args=arguments,

@@ -45,10 +45,9 @@ def build_model_for(
     if arguments.torch_compile:
         keep_recomputation()
         # Texts of one's own may differ in length, and would be compiled for each.
-        constant = recipe.image_size is not None
-        if constant:
+        dynamic = None if recipe.image_size is None else False
+        if dynamic is False:
             take_sizes_for_constants()
-        dynamic = False if constant else None
         compile_recomputed_layers(model, recipe.layer_class, arguments, dynamic=dynamic)
     return model
 
