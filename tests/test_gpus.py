@@ -20,16 +20,17 @@ DRIVER_NAMES = {
     "NVIDIA GeForce RTX 4090": "geforce4090",
     "NVIDIA GeForce RTX 5090": "geforce5090",
     "Tesla V100-SXM2-32GB": "v100",
-    "Tesla V100-PCIE-32GB": "v100",
+    "Tesla V100-PCIE-32GB": "v100-pcie",
+    "Tesla V100-SXM3-32GB-H": "v100",
     "NVIDIA RTX A6000": "a6000",
     "NVIDIA RTX 6000 Ada Generation": "rtx6000ada",
     "NVIDIA A40": "a40",
     "NVIDIA L40": "l40",
     "NVIDIA L40S": "l40s",
     "NVIDIA A100-SXM4-80GB": "a100",
-    "NVIDIA A100 80GB PCIe": "a100",
+    "NVIDIA A100 80GB PCIe": "a100-pcie",
     "NVIDIA A100-SXM4-40GB": "a100-40gb",
-    "NVIDIA A100-PCIE-40GB": "a100-40gb",
+    "NVIDIA A100-PCIE-40GB": "a100-40gb-pcie",
     "NVIDIA H100 80GB HBM3": "h100",
     "NVIDIA H100 PCIe": "h100-pcie",
     "NVIDIA H200": "h200",
@@ -63,7 +64,8 @@ def message_of(error: type[Exception], function, *arguments, **keywords) -> str:
 def test_the_table_holds_the_promised_gpus():
     paper = {"geforce3090", "v100", "a6000", "a40", "l40", "a100", "h100"}
     further = {"geforce4090", "geforce5090", "l40s", "rtx6000ada", "a100-40gb"}
-    assert set(GPUS) == paper | further | {"h100-pcie", "h200", "b200", "cpu"}
+    boards = {"v100-pcie", "a100-pcie", "a100-40gb-pcie", "h100-pcie"}
+    assert set(GPUS) == paper | further | boards | {"h200", "b200", "cpu"}
     assert set(DRIVER_NAMES.values()) == set(GPUS) - {"cpu"}
 
 

@@ -23,7 +23,10 @@ _MOST = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class GpuType:
-    """One kind of GPU, from its datasheet.
+    """One kind of GPU, from its datasheet; results are shared by all cards of a row.
+
+    Boards of another form factor are another kind: they may draw less power and reach one another
+    differently, and so train at another pace.
 
     Attributes:
         name: what the command line calls it.
@@ -115,9 +118,12 @@ GPUS: Mapping[str, GpuType] = MappingProxyType({gpu.name: gpu for gpu in (
     _gpu("geforce3090", "RTX 3090", (r"NVIDIA GeForce RTX 3090",),
          memory=24, bandwidth=936, half=71, tf32=35.6, fp32=35.6, capability=(8, 6),
          price=1300, source=_AMPERE + _PAPER_PRICE),
-    _gpu("v100", "V100", (r"(Tesla|NVIDIA) V100-.*32GB.*",),
+    _gpu("v100", "V100 SXM", (r"(Tesla|NVIDIA) V100-SXM\d-32GB.*",),
          memory=32, bandwidth=900, half=125, tf32=None, fp32=15.7, capability=(7, 0),
-         source="NVIDIA V100 datasheet (SXM2 32 GB; the PCIe card has 112 TFLOP/s)"),
+         source="NVIDIA V100 datasheet (SXM2, 32 GB)"),
+    _gpu("v100-pcie", "V100 PCIe", (r"(Tesla|NVIDIA) V100-PCIE-32GB.*",),
+         memory=32, bandwidth=900, half=112, tf32=None, fp32=14, capability=(7, 0),
+         source="NVIDIA V100 datasheet (PCIe, 32 GB)"),
     _gpu("a6000", "RTX A6000", (r"NVIDIA RTX A6000",),
          memory=48, bandwidth=768, half=154.8, tf32=77.4, fp32=38.7, capability=(8, 6),
          price=4800, source=_AMPERE + _PAPER_PRICE),
@@ -127,10 +133,12 @@ GPUS: Mapping[str, GpuType] = MappingProxyType({gpu.name: gpu for gpu in (
     _gpu("l40", "L40", (r"NVIDIA L40",),
          memory=48, bandwidth=864, half=181.05, tf32=90.5, fp32=90.5, capability=(8, 9),
          source="NVIDIA L40 datasheet"),
-    _gpu("a100", "A100 80GB", (r"NVIDIA A100-SXM4-80GB", r"NVIDIA A100 80GB PCIe"),
+    _gpu("a100", "A100 80GB SXM", (r"NVIDIA A100-SXM4-80GB",),
          memory=80, bandwidth=2039, half=312, tf32=156, fp32=19.5, capability=(8, 0),
-         price=19000,
-         source="NVIDIA A100 datasheet (SXM4; the PCIe card has 1,935 GB/s)" + _PAPER_PRICE),
+         price=19000, source="NVIDIA A100 datasheet (SXM4, 400 W)" + _PAPER_PRICE),
+    _gpu("a100-pcie", "A100 80GB PCIe", (r"NVIDIA A100 80GB PCIe",),
+         memory=80, bandwidth=1935, half=312, tf32=156, fp32=19.5, capability=(8, 0),
+         source="NVIDIA A100 datasheet (PCIe, 300 W)"),
     _gpu("h100", "H100 SXM", (r"NVIDIA H100 80GB HBM3",),
          memory=80, bandwidth=3350, half=989.4, tf32=494.7, fp32=67, capability=(9, 0),
          price=30000, source="NVIDIA H100 datasheet (SXM5)" + _PAPER_PRICE),
@@ -146,9 +154,12 @@ GPUS: Mapping[str, GpuType] = MappingProxyType({gpu.name: gpu for gpu in (
     _gpu("rtx6000ada", "RTX 6000 Ada", (r"NVIDIA RTX 6000 Ada Generation",),
          memory=48, bandwidth=960, half=364.2, tf32=182.1, fp32=91.1, capability=(8, 9),
          source=_ADA),
-    _gpu("a100-40gb", "A100 40GB", (r"NVIDIA A100-(SXM4|PCIE)-40GB",),
+    _gpu("a100-40gb", "A100 40GB SXM", (r"NVIDIA A100-SXM4-40GB",),
          memory=40, bandwidth=1555, half=312, tf32=156, fp32=19.5, capability=(8, 0),
-         source="NVIDIA A100 40GB datasheet"),
+         source="NVIDIA A100 40GB datasheet (SXM4, 400 W)"),
+    _gpu("a100-40gb-pcie", "A100 40GB PCIe", (r"NVIDIA A100-PCIE-40GB",),
+         memory=40, bandwidth=1555, half=312, tf32=156, fp32=19.5, capability=(8, 0),
+         source="NVIDIA A100 40GB datasheet (PCIe, 250 W)"),
     _gpu("h100-pcie", "H100 PCIe", (r"NVIDIA H100 PCIe",),
          memory=80, bandwidth=2000, half=756, tf32=378, fp32=51.2, capability=(9, 0),
          source="NVIDIA H100 datasheet (PCIe)"),
