@@ -10,6 +10,7 @@ TIMING = Timing(
     global_batch_size=1024,
     step_seconds=2.5,
     step_seconds_standard_error=0.01,
+    step_degrees_of_freedom=3,
     step_spread=0.02,
     micro_step_seconds=0.07,
     overhead_seconds=0.26,

@@ -27,6 +27,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "academic_pretraining.numerics",
         "academic_pretraining.occupancy",
         "academic_pretraining.cores",
+        "academic_pretraining.intervals",
     ),
     "configuration": (
         "academic_pretraining.config",

@@ -78,6 +78,7 @@ def test_a_row_in_full():
         "units_per_example": 2049,
         "step_seconds": 2.5,
         "step_standard_error": 0.01,
+        "step_half_width": pytest.approx(3.182 * 0.01),
         "step_spread": 0.02,
         "micro_step_seconds": 0.07,
         "mfu": 0.4,
@@ -111,8 +112,8 @@ def test_a_row_in_full():
         "current_arguments": True,
         "current_libraries": True,
         "training_days": pytest.approx(2.5 * 143_000 / 86_400),
-        "training_days_low": pytest.approx(4.13773 * (1 - math.hypot(0.02, 1.96 * 0.01 / 2.5))),
-        "training_days_high": pytest.approx(4.13773 * (1 + math.hypot(0.02, 1.96 * 0.01 / 2.5))),
+        "training_days_low": pytest.approx(4.13773 * (1 - math.hypot(0.02, 3.182 * 0.01 / 2.5))),
+        "training_days_high": pytest.approx(4.13773 * (1 + math.hypot(0.02, 3.182 * 0.01 / 2.5))),
         "units_per_second": pytest.approx(1024 * 2049 / 2.5),
     }
 
@@ -122,6 +123,20 @@ def test_what_is_missing_in_a_measurement_is_null():
     row = frame([record_of(measurement=bare, versions={})]).row(0, named=True)
     assert (row["mfu"], row["torch"]) == (None, None)
     assert row["step_seconds"] == 2.5
+
+
+@pytest.mark.parametrize(
+    ("freedom", "width"), [(0, 0.0196), (2, 0.04303), (None, 0.04303), (7, 0.02365), (99, 0.01984)]
+)
+def test_few_repeated_steps_widen_the_interval(freedom, width):
+    few = dataclasses.replace(TIMING, step_degrees_of_freedom=freedom)
+    older = record_of(measurement=dataclasses.replace(MEASURED, best=few))
+    if freedom is None:
+        del older["measurement"]["best"]["step_degrees_of_freedom"]
+    row = frame([older]).row(0, named=True)
+    assert row["step_half_width"] == pytest.approx(width, rel=1e-3)
+    high = row["training_days"] * (1 + math.hypot(0.02, row["step_half_width"] / 2.5))
+    assert row["training_days_high"] == pytest.approx(high)
 
 
 def test_an_image_is_one_unit():
@@ -138,7 +153,8 @@ def test_a_setting_that_did_not_fit_has_a_row_without_times():
     empty = {name for name, value in row.items() if value is None}
     assert empty == {
         *("micro_batch_size", "grad_acc_steps", "global_batch_size"),
-        *("step_seconds", "step_standard_error", "step_spread", "mfu", "peak_memory_gib"),
+        *("step_seconds", "step_standard_error", "step_half_width", "step_spread"),
+        *("mfu", "peak_memory_gib"),
         *("training_days", "training_days_low", "training_days_high", "units_per_second"),
         "micro_step_seconds",
         *("ceiling_share", "model_flops_per_step", "data_share", "optimizer_share"),
@@ -461,4 +477,4 @@ def test_zero_3_that_was_timed_compiled_only_is_marked():
 def test_the_interval_of_zero_3_is_wide():
     [row] = frame([record_of(Method(free_lunch=True, sharding=Sharding.ZERO_3))]).to_dicts()
     half = (row["training_days_high"] - row["training_days_low"]) / 2 / row["training_days"]
-    assert half == pytest.approx(math.hypot(0.15, 1.96 * 0.01 / 2.5))
+    assert half == pytest.approx(math.hypot(0.15, 3.182 * 0.01 / 2.5))

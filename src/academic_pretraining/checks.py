@@ -113,6 +113,8 @@ def _check_timings(measured: dict[str, Any], hardware: dict[str, Any]) -> None:
         for name in ("micro_batch_size", "gradient_accumulation_steps"):
             if timing[name] < 1:
                 raise TypeError(f"{name} is {timing[name]}")
+        if (timing.get("step_degrees_of_freedom") or 0) < 0:
+            raise TypeError("step_degrees_of_freedom is negative")
         batch = gpus * timing["micro_batch_size"] * timing["gradient_accumulation_steps"]
         if timing["global_batch_size"] != batch:
             raise TypeError(f"global_batch_size is {timing['global_batch_size']} of {batch}")

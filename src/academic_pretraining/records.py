@@ -14,6 +14,7 @@ from academic_pretraining.config import (
 )
 from academic_pretraining.errors import AcademicPretrainingError
 from academic_pretraining.gpus import GPUS, GpuType, Hardware
+from academic_pretraining.intervals import half_width
 from academic_pretraining.methods import Sharding
 from academic_pretraining.models import MODELS
 from academic_pretraining.models.recipe import Precision, without_prose
@@ -24,6 +25,9 @@ from academic_pretraining.training_arguments import training_arguments_fields
 LARGEST_FIGURE = 1e30
 
 RECORD_VERSION = 1
+
+# Of freedom that a timing has: of three steps of one length. Older records do not say how many.
+_FEWEST_DEGREES = 2
 
 GIVEN_UP = ("failed", "slower", "too large")
 """States of compilation in which a setting trains without: it failed, took longer, did not fit."""
@@ -43,6 +47,7 @@ class Timing:
         micro_batch_size, gradient_accumulation_steps, global_batch_size: the plan it stands for.
         step_seconds: predicted optimizer step of that plan, at the slowest rank.
         step_seconds_standard_error: of that prediction.
+        step_degrees_of_freedom: of its noise, as in `half_width`; `None` in older records.
         step_spread: standard deviation of repeated steps over their mean.
         micro_step_seconds, overhead_seconds: a and b of step = a x accumulation + b.
         samples: (accumulation, seconds) of each timed step.
@@ -80,6 +85,7 @@ class Timing:
     optimizer_share: float | None
     communication_share: float | None = None
     other_cpu_share: float | None = None
+    step_degrees_of_freedom: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +224,7 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "units_per_example": recipe["sequence_length"] or 1,
         "step_seconds": best.get("step_seconds"),
         "step_standard_error": best.get("step_seconds_standard_error"),
+        "step_half_width": _half_width(best) if best else None,
         "step_spread": best.get("step_spread"),
         "micro_step_seconds": best.get("micro_step_seconds"),
         "mfu": best.get("mfu"),
@@ -254,6 +261,13 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
 def _libraries(versions: dict[str, str], kernels: Iterable[str]) -> str:
     names = (*LIBRARIES, *kernels)
     return ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
+
+
+def _half_width(best: dict[str, Any]) -> float:
+    freedom = best.get("step_degrees_of_freedom")
+    return half_width(
+        best["step_seconds_standard_error"], _FEWEST_DEGREES if freedom is None else freedom
+    )
 
 
 def _gib(count: int | None) -> float | None:

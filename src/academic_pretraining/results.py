@@ -30,6 +30,7 @@ SCHEMA = pl.Schema(
         "units_per_example": pl.Int64,
         "step_seconds": pl.Float64,
         "step_standard_error": pl.Float64,
+        "step_half_width": pl.Float64,
         "step_spread": pl.Float64,
         "micro_step_seconds": pl.Float64,
         "mfu": pl.Float64,
@@ -84,9 +85,7 @@ training_days = (pl.col("step_seconds") * pl.col("max_steps") / SECONDS_PER_DAY)
 # devices of one type 3%; ZeRO-3 was off by 7 to 16% while its hooks kept the GPU waiting, and has
 # been verified on one GPU only since (artifacts/README.md).
 _MODEL_ERROR = pl.when(pl.col("sharding") == Sharding.ZERO_3).then(0.15).otherwise(0.02)
-_half_width = (
-    (1.96 * pl.col("step_standard_error") / pl.col("step_seconds")) ** 2 + _MODEL_ERROR**2
-).sqrt()
+_half_width = ((pl.col("step_half_width") / pl.col("step_seconds")) ** 2 + _MODEL_ERROR**2).sqrt()
 
 training_days_low = (training_days * (1 - _half_width)).alias("training_days_low")
 training_days_high = (training_days * (1 + _half_width)).alias("training_days_high")

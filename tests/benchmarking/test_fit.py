@@ -124,6 +124,7 @@ def test_the_line_is_that_of_weighted_least_squares(groups, real):
     assert fitted.standard_error_seconds == pytest.approx(
         math.sqrt(relative * (row @ inverse @ row)), rel=1e-6, abs=1e-9
     )
+    assert fitted.degrees_of_freedom == len(samples) - len(groups)
 
 
 @given(long=st.lists(st.floats(0.5, 1), min_size=2, max_size=9), short=st.floats(1.1, 2))
@@ -144,6 +145,7 @@ def test_standard_error_of_a_single_accumulation_scales_with_it():
     fitted = fit_step_time([sample(4, 1.0), sample(4, 2.0), sample(4, 3.0)], 12)
     assert fitted.seconds == pytest.approx(6.0)
     assert fitted.standard_error_seconds == pytest.approx(3 / math.sqrt(3))
+    assert fitted.degrees_of_freedom == 2
     assert fitted.spread == pytest.approx(0.5)
 
 
@@ -152,6 +154,7 @@ def test_steps_that_were_not_repeated_are_not_certain(samples):
     fitted = fit_step_time([sample(*one) for one in samples], 4)
     assert (fitted.seconds, fitted.spread) == (pytest.approx(1.0), 0.0)
     assert fitted.standard_error_seconds >= 0.02
+    assert fitted.degrees_of_freedom == 0
 
 
 def test_at_the_longest_timed_accumulation_only_its_own_steps_count():

@@ -42,8 +42,8 @@ def test_the_fastest_is_printed_whole(cli, remember, made_up):
         "micro_batch_size": "8",
         "grad_acc_steps": "64",
         "training_days": "3.310185",
-        "training_days_low": "3.236461",
-        "training_days_high": "3.383909",
+        "training_days_low": "3.225589",
+        "training_days_high": "3.394782",
         "step_seconds": "2.0",
         "step_spread": "0.02",
         "mfu": "0.4",
@@ -66,8 +66,8 @@ def test_on_a_narrow_terminal_each_column_has_a_line(cli, remember, made_up):
     assert list(seen) == list(piped)
     assert seen == piped | {
         "training_days": "3.31019",
-        "training_days_low": "3.23646",
-        "training_days_high": "3.38391",
+        "training_days_low": "3.22559",
+        "training_days_high": "3.39478",
         "step_seconds": "2",
         "peak_memory_gib": "3",
     }

@@ -192,6 +192,7 @@ def _timing(
         global_batch_size=plan.global_batch_size,
         step_seconds=step.seconds,
         step_seconds_standard_error=step.standard_error_seconds,
+        step_degrees_of_freedom=step.degrees_of_freedom,
         step_spread=step.spread,
         micro_step_seconds=step.micro_step_seconds,
         overhead_seconds=step.overhead_seconds,

@@ -21,6 +21,8 @@ class StepTime:
     Attributes:
         seconds: at the real accumulation.
         standard_error_seconds: of that prediction.
+        degrees_of_freedom: of the noise behind it: timed steps less accumulations; 0 where no two
+            steps were alike, and the noise is assumed.
         spread: standard deviation of the repeated steps over their mean.
         micro_step_seconds: a, the cost of one more micro-batch.
         overhead_seconds: b, what happens once a step (gradient sync, clipping, optimizer).
@@ -29,6 +31,7 @@ class StepTime:
 
     seconds: float
     standard_error_seconds: float
+    degrees_of_freedom: int
     spread: float
     micro_step_seconds: float
     overhead_seconds: float
@@ -67,7 +70,8 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
     longest = max(groups)
     groups = {n: values for n, values in groups.items() if n >= _SHORTEST_SHARE * longest}
     extrapolated = accumulation > longest
-    noise = _relative_noise(groups)
+    freedom = sum(len(values) - 1 for values in groups.values())
+    noise = _relative_noise(groups, freedom)
     spread = _spread(groups[longest])
     if len(groups) > 1 and accumulation == longest and _line(groups).slope <= 0:
         groups = {longest: groups[longest]}
@@ -77,6 +81,7 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
         return StepTime(
             seconds=seconds,
             standard_error_seconds=seconds * noise / math.sqrt(len(groups[longest])),
+            degrees_of_freedom=freedom,
             spread=spread,
             micro_step_seconds=seconds / accumulation,
             overhead_seconds=0.0,
@@ -87,6 +92,7 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
         seconds=line.at_centre + line.slope * (accumulation - line.centre),
         standard_error_seconds=noise
         * math.sqrt(1 / line.weight + (accumulation - line.centre) ** 2 / line.moment),
+        degrees_of_freedom=freedom,
         spread=spread,
         micro_step_seconds=line.slope,
         overhead_seconds=line.at_centre - line.slope * line.centre,
@@ -138,13 +144,9 @@ def _line(groups: Mapping[int, Sequence[float]]) -> _Line:
     return _Line(slope, centre, at_centre, weight, moment)
 
 
-def _relative_noise(groups: Mapping[int, Sequence[float]]) -> float:
+def _relative_noise(groups: Mapping[int, Sequence[float]], freedom: int) -> float:
     """Standard deviation of one step over its mean, from all groups together."""
-    squares = 0.0
-    freedom = 0
-    for values in groups.values():
-        squares += _spread(values) ** 2 * (len(values) - 1)
-        freedom += len(values) - 1
+    squares = sum(_spread(values) ** 2 * (len(values) - 1) for values in groups.values())
     return math.sqrt(squares / freedom) if freedom else _UNKNOWN_NOISE
 
 
