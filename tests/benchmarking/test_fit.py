@@ -146,6 +146,7 @@ def test_standard_error_of_a_single_accumulation_scales_with_it():
     assert fitted.seconds == pytest.approx(6.0)
     assert fitted.standard_error_seconds == pytest.approx(3 / math.sqrt(3))
     assert fitted.degrees_of_freedom == 2
+    assert fitted.half_width_seconds == pytest.approx(4.303 * 3 / math.sqrt(3))
     assert fitted.spread == pytest.approx(0.5)
 
 

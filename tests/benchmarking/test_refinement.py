@@ -12,6 +12,7 @@ from academic_pretraining.benchmarking.effort import Effort
 from academic_pretraining.benchmarking.prediction import (
     best_timing,
     predicted_step_seconds,
+    predicted_step_time,
     timings,
 )
 from academic_pretraining.benchmarking.probes import (
@@ -329,3 +330,14 @@ def test_runs_of_one_size_are_taken_together():
     lost = dataclasses.replace(second, outcome=Outcome.OUT_OF_MEMORY)
     assert timings(config, [memory, first, other, lost, eager]) == [other, eager]
     assert timings(config, [memory, lost]) == []
+
+
+def test_what_so_few_steps_may_have_missed_is_measured_again():
+    effort = dataclasses.replace(AT_8, epochs=1, high_steps=6, relative_error=0.02)
+    first, *more = search(config_on(gpus=1), effort, 0.008)
+    [timed] = timings(config_on(gpus=1), [first])
+    step = predicted_step_time(config_on(gpus=1), timed)
+    assert step.degrees_of_freedom == 3
+    # By the normal distribution this would be good enough.
+    assert 1.96 * step.standard_error_seconds < 0.02 * step.seconds < step.half_width_seconds
+    assert more

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from academic_pretraining.benchmarking.probes import StepSample
+from academic_pretraining.intervals import half_width
 
 _SHORTEST_SHARE = 1 / 8
 # Of a step over its mean, where no two steps were alike and so nobody knows: too much for a
@@ -36,6 +37,11 @@ class StepTime:
     micro_step_seconds: float
     overhead_seconds: float
     extrapolated: bool
+
+    @property
+    def half_width_seconds(self) -> float:
+        """Half of the prediction's 95% interval."""
+        return half_width(self.standard_error_seconds, self.degrees_of_freedom)
 
     @property
     def impossible(self) -> bool:
