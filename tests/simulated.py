@@ -3,12 +3,23 @@
 import dataclasses
 from dataclasses import dataclass
 
+from hypothesis import strategies as st
 from playing import timed_accumulations
 
 from academic_pretraining.benchmarking.effort import Effort
-from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, StepSample
+from academic_pretraining.benchmarking.prediction import best_timing
+from academic_pretraining.benchmarking.probes import (
+    Outcome,
+    Probe,
+    ProbeResult,
+    Purpose,
+    StepSample,
+)
 from academic_pretraining.benchmarking.search import next_probe
 from academic_pretraining.config import TrainingConfig
+from academic_pretraining.gpus import Hardware
+from academic_pretraining.methods import Method, Sharding
+from academic_pretraining.models import get_model
 
 GIB = 2**30
 # What is timed again has tests of its own.
@@ -86,6 +97,20 @@ class Device:
         return StepSample(accumulation=accumulation, seconds=seconds, **rest)
 
 
+DEVICES = st.builds(
+    Device,
+    memory=st.floats(8 * GIB, 141 * GIB),
+    static=st.floats(0, 100 * GIB),
+    per_example=st.floats(0.001 * GIB, 20 * GIB),
+    compiled_share=st.floats(0.3, 3.0),
+    overhead_seconds=st.floats(1e-4, 1.0),
+    per_example_seconds=st.floats(1e-5, 2.0),
+    launch_seconds=st.floats(0, 0.1),
+    slower_from=st.none() | st.integers(1, 512),
+    compile_fails_at=st.sets(st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128, 256, 512])).map(tuple),
+)
+
+
 def search(config: TrainingConfig, device: Device, effort=NORMAL) -> list[ProbeResult]:
     """Run the search to its end; fail where it repeats itself or has none."""
     history: list[ProbeResult] = []
@@ -105,3 +130,32 @@ def story(history: list[ProbeResult]) -> str:
         + "!" * (r.outcome is not Outcome.OK)
         for r in history
     )
+
+
+def config_on(
+    gpu_type: str = "a100", gpus: int = 2, sharding: Sharding = Sharding.NONE, **changes
+) -> TrainingConfig:
+    """Train pythia-160m with free-lunch."""
+    return TrainingConfig(
+        hardware=Hardware(num_nodes=1, gpus_per_node=gpus, gpu_type=gpu_type),
+        recipe=get_model("pythia-160m"),
+        method=Method(free_lunch=True, sharding=sharding),
+        **changes,
+    )
+
+
+def sizes(history: list[ProbeResult], purpose: Purpose, outcome: Outcome) -> list[int]:
+    """List the sizes of a history's probes that ended in one way."""
+    found = [r.probe for r in history if r.outcome is outcome]
+    return [probe.micro_batch_size for probe in found if probe.purpose is purpose]
+
+
+def timed(history: list[ProbeResult]) -> list[int]:
+    """List the sizes that were timed."""
+    return sizes(history, Purpose.TIMING, Outcome.OK)
+
+
+def best_size(config: TrainingConfig, history: list[ProbeResult]) -> int | None:
+    """Find the fastest size."""
+    best = best_timing(config, history)
+    return best.probe.micro_batch_size if best else None

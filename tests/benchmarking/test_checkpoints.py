@@ -1,6 +1,5 @@
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from academic_pretraining.benchmarking.checkpoints import (
     mark,
     refuse_lost_weights,
 )
-from academic_pretraining.benchmarking.marks import MarksCheckpoints
 from academic_pretraining.errors import InvalidConfigError, InvalidFileError
 
 AT_14 = Checkpoint(path=Path("checkpoint-14"), step=14, epoch=2.5)
@@ -220,18 +218,3 @@ def test_weights_that_a_checkpoint_lacks_are_named(tmp_path, shards):
         f"{tmp_path} lacks 2 of the model's 5 weights, as counter, for it is another model's or "
         "was saved under the hub's names: begin again in another folder"
     )
-
-
-@pytest.mark.parametrize("event", ["on_step_end", "on_epoch_end"])
-def test_what_is_about_to_be_written_over_is_not_whole(save, tmp_path, event):
-    save(12)
-    save(14)
-    args: Any = SimpleNamespace(output_dir=str(tmp_path), should_save=True)
-    state = SimpleNamespace(global_step=14)
-    callback = MarksCheckpoints()
-    getattr(callback, event)(args, state, SimpleNamespace(should_save=False))
-    assert (tmp_path / "checkpoint-14" / MARK).exists()
-    getattr(callback, event)(args, state, SimpleNamespace(should_save=True))
-    chosen = choose(tmp_path, resume=True)
-    assert chosen is not None
-    assert chosen.step == 12
