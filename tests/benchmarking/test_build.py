@@ -251,6 +251,14 @@ def test_convnext_has_input_embeddings_only_with_help(monkeypatch):
         build_model(recipe, attention=None).get_input_embeddings()
 
 
+def test_all_stages_of_convnext_are_of_one_class():
+    # accelerate shards those of the first class that it finds by the name.
+    model = build_model(tiny("convnext-large-1k"), attention=None)
+    stages = [m for m in model.modules() if type(m).__name__ == "ConvNextStage"]
+    assert len(stages) == 4
+    assert len({type(stage) for stage in stages}) == 1
+
+
 def test_a_saved_roberta_is_read_by_transformers(tmp_path):
     model = build_model(tiny("roberta"), attention="eager").eval()
     bias = model.lm_head.decoder.bias  # pyright: ignore

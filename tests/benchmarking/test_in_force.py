@@ -16,7 +16,7 @@ from transformers import Trainer
 from academic_pretraining.benchmarking.build import build_model
 from academic_pretraining.benchmarking.in_force import check_in_force
 from academic_pretraining.errors import MeasurementError
-from academic_pretraining.methods import Method, Sharding
+from academic_pretraining.methods import Backend, Method, Sharding
 
 
 def verdicts_of(session) -> dict[str, str]:
@@ -69,10 +69,10 @@ def test_other_layers_that_are_gathered_whole_are_refused(recorded, method):
     verdict = verdicts_of(recorded(method))["layers"]
     if method.sharding is Sharding.ZERO_3:
         assert verdict == "modules gathered whole is GPTNeoXLayer instead of GPTNeoXMLP"
+    elif method.sharding.backend is Backend.FSDP:
+        assert "layers sharded as a part of others is 2 instead of 0" in verdict
     else:
-        # What FSDP2 takes for a layer is compiled for itself.
-        apart = method.free_lunch and method.sharding.hooks_into_layers
-        assert verdict == ("no GPTNeoXMLP is compiled" if apart else "")
+        assert verdict == ""
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ def test_the_method_is_in_force(case):
     assert (facts["checkpointed"] > 0) == method.activation_checkpointing
     assert facts["ZeRO"] == (stage if backend is Backend.DEEPSPEED else 0)
     assert facts["gathered whole"] == [method.sharding is Sharding.ZERO_3]
-    assert (facts["FSDP units"] > 2) == (backend is Backend.FSDP)
+    assert facts["layers sharded apart"] == [backend is Backend.FSDP]
     assert facts["resharded"] == ([stage == 3] if backend is Backend.FSDP else [])
     assert facts["DDP"] == (backend is None)
     kernel = recipe.attention_kernel

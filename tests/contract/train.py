@@ -167,7 +167,13 @@ def _facts(
                 if type(m).__name__.endswith(recipe.layer_class)
             }
         ),
-        "FSDP units": len(units),
+        "layers sharded apart": sorted(
+            {
+                isinstance(m, FSDPModule)
+                for m in wrapped.modules()
+                if type(m).__name__.endswith(recipe.layer_class)
+            }
+        ),
         "resharded": sorted({bool(g.post_forward_mesh_info) for g in groups_of_layers if g}),
         "DDP": isinstance(inner, nn.parallel.DistributedDataParallel),
         "attention": getattr(model.config, "_attn_implementation", None),

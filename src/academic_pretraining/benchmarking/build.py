@@ -1,6 +1,7 @@
 """A recipe as a model and as synthetic data; nothing is downloaded."""
 
 import contextlib
+import functools
 import importlib
 from collections.abc import Iterator
 from functools import cached_property
@@ -201,10 +202,19 @@ def _make_stages_checkpointable(model: PreTrainedModel) -> None:
         return
     for module in model.modules():
         if type(module).__name__ == "ConvNextStage":
-            # The name stays, because FSDP and ZeRO-3 find their units by it.
-            bases: Any = (GradientCheckpointingLayer, type(module))
-            module.__class__ = type("ConvNextStage", bases, {})
+            module.__class__ = _checkpointable(type(module))
             model.supports_gradient_checkpointing = True
+
+
+@functools.cache
+def _checkpointable(kind: type[nn.Module]) -> type[nn.Module]:
+    """Let a class be recomputed.
+
+    The name stays, because FSDP and ZeRO-3 find their units by it; and all modules get one class,
+    because accelerate shards those of the first class that it finds by that name.
+    """
+    bases: Any = (GradientCheckpointingLayer, kind)
+    return type(kind.__name__, bases, {})
 
 
 def _name_input_embeddings(model: PreTrainedModel) -> None:

@@ -30,7 +30,7 @@ def check_in_force(trainer: Trainer, config: TrainingConfig, *, compiled: bool) 
     method = config.method
     wrapped = trainer.model_wrapped
     assert wrapped is not None
-    found = _read(wrapped)
+    found = _read(wrapped, config.recipe.layer_class)
     model: Any = trainer.model
     # A model's own name for it; tests/benchmarking/test_in_force.py holds this down.
     found["attention"] = model.config._attn_implementation if config.attention else None
@@ -41,6 +41,7 @@ def check_in_force(trainer: Trainer, config: TrainingConfig, *, compiled: bool) 
         "modules gathered whole": config.recipe.layer_class
         if method.sharding is Sharding.ZERO_3
         else "None",
+        "layers sharded as a part of others": 0,
         "reshard after forward": method.sharding is Sharding.FSDP_FULL_SHARD,
         "offloading": method.offloading,
         "checkpointing": method.activation_checkpointing,
@@ -65,12 +66,13 @@ def check_in_force(trainer: Trainer, config: TrainingConfig, *, compiled: bool) 
         )
 
 
-def _read(wrapped: nn.Module) -> dict[str, object]:
+def _read(wrapped: nn.Module, layer_class: str) -> dict[str, object]:
     inner = getattr(wrapped, "_orig_mod", wrapped)
     found: dict[str, object] = {
         "sharding backend": "None",
         "ZeRO stage": 0,
         "modules gathered whole": "None",
+        "layers sharded as a part of others": 0,
         "reshard after forward": False,
         "offloading": False,
         "compile": isinstance(wrapped, torch._dynamo.OptimizedModule),
@@ -79,14 +81,14 @@ def _read(wrapped: nn.Module) -> dict[str, object]:
             getattr(module, "gradient_checkpointing", False) for module in inner.modules()
         ),
     }
-    units = [module for module in wrapped.modules() if isinstance(module, FSDPModule)]
-    if units:
-        # A compiled model is compiled first and sharded then, so that its shell is the root.
-        layers = [unit for unit in units if unit is not wrapped and unit is not inner]
+    if any(isinstance(module, FSDPModule) for module in wrapped.modules()):
+        layers = _layers(wrapped, layer_class)
+        units = [layer for layer in layers if isinstance(layer, FSDPModule)]
         found |= {
             "sharding backend": Backend.FSDP.value,
+            "layers sharded as a part of others": len(layers) - len(units),
             # The layers decide; embedding, head and root are never resharded after forward.
-            "reshard after forward": any(_reshards(layer) for layer in layers),
+            "reshard after forward": any(_reshards(unit) for unit in units),
             "offloading": all(p.device.type == "cpu" for p in wrapped.parameters())
             and torch.cuda.is_available(),
         }
@@ -103,11 +105,7 @@ def _read(wrapped: nn.Module) -> dict[str, object]:
 
 def _compiles(wrapped: nn.Module, config: TrainingConfig) -> bool:
     """Whether Dynamo holds code for the layers' forward pass, since it was last reset."""
-    # FSDP2 puts its own name before that of the class.
-    layers = {
-        type(m) for m in wrapped.modules() if type(m).__name__.endswith(config.recipe.layer_class)
-    }
-    for layer in layers:
+    for layer in {type(m) for m in _layers(wrapped, config.recipe.layer_class)}:
         forward = layer.forward
         while forward is not None:
             # There is no public way to ask; tests/benchmarking/test_in_force.py holds this down.
@@ -115,6 +113,11 @@ def _compiles(wrapped: nn.Module, config: TrainingConfig) -> bool:
                 return True
             forward = getattr(forward, "__wrapped__", None)
     return False
+
+
+def _layers(wrapped: nn.Module, layer_class: str) -> list[nn.Module]:
+    # FSDP2 puts its own name before that of the class.
+    return [m for m in wrapped.modules() if type(m).__name__.endswith(layer_class)]
 
 
 def _classes(modules: list[nn.Module]) -> str:
