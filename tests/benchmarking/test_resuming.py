@@ -43,6 +43,13 @@ def test_without_help_it_cannot(scaled):
         get_optimizer_state_dict(scaled.model, scaled.optimizer)
 
 
+def test_a_cpu_is_known_by_no_number(tmp_path):
+    # When this fails, half of ready_to_load can go.
+    torch.save(torch.zeros(1), tmp_path / "moments.pt")
+    with pytest.raises(RuntimeError, match="cpu:0"):
+        torch.load(tmp_path / "moments.pt", map_location=torch.device("cpu", 0))
+
+
 @pytest.mark.parametrize(("fsdp", "scaler"), [(True, None), (False, torch.amp.GradScaler("cpu"))])
 def test_others_are_left_alone(fsdp, scaler):
     device = torch.device("cpu")

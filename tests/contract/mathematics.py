@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -18,6 +18,8 @@ from academic_pretraining.models import MODELS
 from academic_pretraining.models.recipe import Precision
 from academic_pretraining.numerics import REFERENCE, numerics
 from academic_pretraining.training_arguments import training_arguments_fields
+
+Kind = TypeVar("Kind")
 
 STEPS = 3
 # Two ranks share eight examples.
@@ -74,11 +76,11 @@ class Case:
         return Case(model=self.model)
 
 
-def asked_for(request: pytest.FixtureRequest, parameter: str) -> set[Case]:
-    """Give the cases that tests of this run have as that parameter."""
+def asked_for(request: pytest.FixtureRequest, parameter: str, kind: type[Kind]) -> set[Kind]:
+    """Give what tests of this run have as that parameter."""
     items = (item for item in request.session.items if isinstance(item, pytest.Function))
     found = (item.callspec.params.get(parameter) for item in items if hasattr(item, "callspec"))
-    return {case for case in found if isinstance(case, Case)}
+    return {value for value in found if isinstance(value, kind)}
 
 
 def write_cases(folder: Path, cases: Iterable[Case], gpu_type: str, **fields: Any) -> None:

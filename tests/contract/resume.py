@@ -2,7 +2,8 @@
 
 `resume.py FOLDER`: each folder in it that holds case.json is a case, NAME of the twin and fields
 of TrainingArguments; its `whole` comes to hold the checkpoints of the training, and its `resumed`
-those of one that went on from the first of these.
+those of one that went on from the first of these. A rank on which a case fails writes errorN.txt
+there, and the next case follows.
 """
 
 import gc
@@ -11,7 +12,10 @@ import os
 import runpy
 import shutil
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,17 +35,27 @@ def main(folder: Path) -> None:
         dist.init_process_group("gloo")
     train = runpy.run_path(str(TRAINING))["train"]
     for path in sorted(folder.glob("*/case.json")):
-        case = json.loads(path.read_text())
-        models.MODELS = {case["model"]: twin(case["model"])}
-        whole, resumed = (path.parent / name for name in ("whole", "resumed"))
-        for output in (whole, resumed):
-            first = None
-            if output == resumed:
-                first = resumed / f"checkpoint-{case['fields']['save_steps']}"
-                if dist.get_rank() == 0:
-                    shutil.copytree(whole / first.name, first)
-                dist.barrier()
-            before = dict(os.environ)
+        try:
+            twice(train, path)
+        except Exception:
+            (path.parent / f"error{dist.get_rank()}.txt").write_text(traceback.format_exc())
+    dist.destroy_process_group()
+
+
+def twice(train: Callable[..., Any], path: Path) -> None:
+    """Train to the end, and again from half-way on."""
+    case = json.loads(path.read_text())
+    models.MODELS = {case["model"]: twin(case["model"])}
+    whole, resumed = (path.parent / name for name in ("whole", "resumed"))
+    for output in (whole, resumed):
+        first = None
+        if output == resumed:
+            first = resumed / f"checkpoint-{case['fields']['save_steps']}"
+            if dist.get_rank() == 0:
+                shutil.copytree(whole / first.name, first)
+            dist.barrier()
+        before = dict(os.environ)
+        try:
             train(
                 case["fields"] | {"output_dir": str(output)},
                 case["model"],
@@ -50,9 +64,11 @@ def main(folder: Path) -> None:
                 checkpoint=first,
             )
             dist.barrier()
+        finally:
             AcceleratorState._reset_state(reset_partial_state=True)
             os.environ.clear()
             os.environ.update(before)
+            torch.compiler.reset()
             gc.collect()
 
 

@@ -53,6 +53,8 @@ def weights_on_the_way(
     case: Path, scratch: Path, steps: int = STEPS
 ) -> tuple[dict[str, torch.Tensor], ...]:
     """Read a case's weights: half-way, in the end, and in the end of what was resumed half-way."""
+    errors = "\n".join(path.read_text() for path in sorted(case.glob("error*.txt")))
+    assert not errors, errors
     first, whole, resumed = (
         weights(case / name, scratch)
         for name in (

@@ -14,7 +14,7 @@ from academic_pretraining.methods import Method, Sharding
 pytestmark = pytest.mark.slow
 
 FAMILIES = ("pythia-160m", "roberta", "vit", "convnext-large-1k", "mamba")
-ON_TWO = (Sharding.FSDP_FULL_SHARD, Sharding.ZERO_2)
+ON_TWO = (Sharding.NONE, Sharding.FSDP_FULL_SHARD, Sharding.ZERO_2)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_resumed_training_comes_to_the_same_weights(model, on_one, tmp_path):
 
 
 @pytest.mark.parametrize("sharding", ON_TWO, ids=lambda sharding: sharding.value)
-def test_so_does_a_sharded_one(sharding, on_two, tmp_path):
+def test_so_does_one_of_two_ranks(sharding, on_two, tmp_path):
     [case] = on_two.glob(f"*{Method(sharding=sharding).label}".replace(" ", ""))
     assert_alike(case, tmp_path)
     for rank in range(2):

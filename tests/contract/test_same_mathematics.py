@@ -75,7 +75,7 @@ def is_thorough(case: Case) -> bool:
 @pytest.fixture(scope="module")
 def in_fp32(request, tmp_path_factory) -> Path:
     """Train the cases that tests ask for, and those that they are compared with."""
-    needed = {c for case in asked_for(request, "pair") for c in (case, case.plain)}
+    needed = {c for case in asked_for(request, "pair", Case) for c in (case, case.plain)}
     folder = tmp_path_factory.mktemp("mathematics")
     write_cases(folder, [case for case in IN_FP32 if case in needed], "cpu")
     run_ranks("compute.py", folder)

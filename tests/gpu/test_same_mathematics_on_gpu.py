@@ -101,14 +101,14 @@ def each(cases: list[Case]) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module")
 def eager(request, tmp_path_factory) -> Path:
-    wanted = asked_for(request, "case")
+    wanted = asked_for(request, "case", Case)
     cases = [case for case in EAGER_CASES if case in wanted]
     return compute("eager", tmp_path_factory.mktemp("eager"), cases)
 
 
 @pytest.fixture(scope="module")
 def compiled(request, tmp_path_factory) -> Path:
-    wanted = asked_for(request, "case")
+    wanted = asked_for(request, "case", Case)
     cases = [case for case in COMPILED_CASES if case in wanted]
     return compute("compiled", tmp_path_factory.mktemp("compiled"), cases)
 
