@@ -36,6 +36,7 @@ class Device:
         static, per_example: bytes.
         compiled_share: of the bytes for each example, what compiled code takes.
         compiled_static: of the static bytes, likewise.
+        compiled_held: of a compiled peak, what the allocator holds, which has to fit.
         flat: bytes that another phase of the step takes, whatever the size.
         overhead_seconds, launch_seconds, per_example_seconds: once a step, a micro-batch and an
             example.
@@ -50,6 +51,7 @@ class Device:
     per_example: float = GIB
     compiled_share: float = 0.8
     compiled_static: float = 1.0
+    compiled_held: float = 1.0
     flat: float = 0.0
     overhead_seconds: float = 0.05
     per_example_seconds: float = 0.01
@@ -77,7 +79,8 @@ class Device:
         size = probe.micro_batch_size
         if probe.compile and size in self.compile_fails_at:
             return ProbeResult(probe=probe, outcome=Outcome.COMPILE_FAILED, cause="no kernel")
-        if self.peak(probe) > self.memory:
+        held = self.peak(probe) * (self.compiled_held if probe.compile else 1.0)
+        if held > self.memory:
             return ProbeResult(probe=probe, outcome=Outcome.OUT_OF_MEMORY)
         return ProbeResult(
             probe=probe,
@@ -86,6 +89,7 @@ class Device:
                 self._sample(n, probe, i) for i, n in enumerate(timed_accumulations(probe))
             ),
             peak_bytes=round(self.peak(probe)),
+            reserved_bytes=round(held),
             device_bytes=round(self.memory),
         )
 

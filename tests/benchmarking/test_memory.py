@@ -150,6 +150,27 @@ class Leaner(Device):
         return 0.9 * super().peak(probe)
 
 
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [
+        (1.0, "m1 m4 m16 c32 c128"),
+        (1.15, "m1 m4 m16 c32 c128"),
+        (1.45, "m1 m4 m16 c32 c64"),
+    ],
+)
+def test_what_the_allocator_holds_has_to_fit(held, expected):
+    # pythia-410m, checkpointing and FSDP2 (full), on two H100s (artifacts/results).
+    hardware = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h100")
+    device = Measured(
+        memory=79.2 * GIB,
+        eager={1: 4.4, 4: 8.1, 16: 23.2, 32: 43.4},
+        compiled={32: 18.8, 64: 34.5, 128: 66.0},
+        compiled_held=held,
+    )
+    config = dataclasses.replace(config_on(FREE_LUNCH), hardware=hardware)
+    assert story(search(config, device)) == expected
+
+
 def test_without_compilation_the_wall_of_the_ramp_stands():
     assert story(search(config_on(NAIVE), Leaner())) == "m1 m4 m32! m8 m16 t16 t8"
 

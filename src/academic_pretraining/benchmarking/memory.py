@@ -102,7 +102,10 @@ def fits(
     """Say whether a larger micro-batch should fit than those timed, by their peaks.
 
     Those of several lie on a line. Of one, what grows with the size is scaled, which the memory
-    ramp tells from the rest; and all of it, where hardly anything has grown.
+    ramp tells from the rest; and all of it, where hardly anything has grown. What the allocator
+    holds beyond its peak, in pieces that it cannot use, grows as that does and has to fit, too. By
+    that six of seven compiled sizes would not have been tried which ran out of memory on H100s
+    (artifacts/results).
 
     Args:
         config: what is measured.
@@ -122,7 +125,9 @@ def fits(
         known = ramp.known and grown >= _COMPILED_SHARE * ramp.slope * line.size
     if not known:
         line = _Line(line.size, line.peak, line.peak / line.size, line.peak)
-    return line.at(size) <= _limit(effort, timed)
+    largest = max(timed, key=lambda r: r.probe.micro_batch_size)
+    held = max(1.0, largest.reserved_bytes / largest.peak_bytes) * line.at(size)
+    return line.at(size) <= _limit(effort, timed) and held <= largest.device_bytes
 
 
 def takes_less(
