@@ -1,5 +1,6 @@
 """Export settings as the JSON of TrainingArguments that scripts/training.py runs."""
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -97,7 +98,7 @@ def main(
     )
     plan = config.plan(micro_batch_size, gradient_accumulation_steps)
 
-    from experiments.export import export
+    from experiments.export import export, read_json
 
     predicted = export(output, config, plan, records() if measured is None else measured)
     line = (
@@ -109,6 +110,12 @@ def main(
     if winner is not None:
         say_other_versions(winner)
     print(one_line(line))
+    if config.compiles_layers_apart and read_json(output).get("torch_compile"):
+        note = (
+            f"{output} needs a model of scripts/training.py's build_model_for, which compiles the "
+            "layers that are recomputed: others train slower than predicted"
+        )
+        print(one_line(note), file=sys.stderr)
 
 
 if __name__ == "__main__":

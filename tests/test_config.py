@@ -223,7 +223,9 @@ def test_only_under_zero_3_is_it_tried_whether_compilation_pays(sharding):
 
 @pytest.mark.parametrize("gpu_type", GPUS)
 def test_free_lunch_allows_tf32_where_there_is_some(gpu_type):
-    assert config_of("vit", gpu_type=gpu_type).tf32 is (gpu_type not in ("v100", "cpu"))
+    assert config_of("vit", gpu_type=gpu_type).tf32 is (
+        gpu_type not in ("v100", "v100-pcie", "cpu")
+    )
     assert config_of("vit", Method(), gpu_type=gpu_type).tf32 is False
 
 

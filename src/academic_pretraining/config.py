@@ -91,6 +91,17 @@ class TrainingConfig:
         return (False, True) if self.method.sharding.breaks_graphs else (True,)
 
     @property
+    def compiles_layers_apart(self) -> bool:
+        """Whether layers are compiled for themselves, as hooks within their recomputation ask for.
+
+        No TrainingArguments say so; the model has to be built for it.
+        """
+        method = self.method
+        return (
+            self.compiles and method.activation_checkpointing and method.sharding.hooks_into_layers
+        )
+
+    @property
     def tf32(self) -> bool:
         """Whether matrix products in fp32 may run as TF32."""
         return self.method.free_lunch and self.hardware.gpu.supports_tf32

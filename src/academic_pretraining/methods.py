@@ -46,7 +46,7 @@ class Sharding(enum.StrEnum):
 
         ZeRO-3 gathers parameters by Python hooks, which Dynamo traces and compiles again and again,
         up to its limit. With hooks of every module pythia-160m took 12.6 s a step so and 10.0 s
-        without; with hooks of whole layers, 8.5 s and 8.9 ± 0.8 s (artifacts/README.md).
+        without; with hooks of whole layers, 8.5 s and 8.9 ± 2.5 s (artifacts/README.md).
         """
         return self is Sharding.ZERO_3
 

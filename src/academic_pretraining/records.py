@@ -311,8 +311,7 @@ def identity_of(config: TrainingConfig) -> dict[str, Any]:
     identity["arguments"] = training_arguments_fields(config, config.plan_at(1))
     if len(config.compile_choices) > 1:
         identity["compile"] = config.compile_choices
-    method = config.method
-    if config.compiles and method.activation_checkpointing and method.sharding.hooks_into_layers:
+    if config.compiles_layers_apart:
         # Not in the arguments; before, what is recomputed within hooks was not compiled.
         identity["recomputed_layers"] = "compiled"
     return identity

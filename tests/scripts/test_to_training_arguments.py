@@ -189,6 +189,27 @@ def test_the_measured_winner_is_what_its_flags_export(cli, remember, made_up):
     }
 
 
+@pytest.mark.parametrize("sharding", ["zero_3", "fsdp_full_shard", "fsdp_shard_grad_op"])
+def test_what_a_model_has_to_be_built_for_is_said(cli, sharding):
+    flags = ("--free-lunch", "--activation-checkpointing", "--sharding", sharding)
+    answer = cli(SCRIPT, "--output", "deep/args.json", *TARGET, *flags, *BATCH)
+    assert answer.status == 0
+    assert answer.err == (
+        "deep/args.json needs a model of scripts/training.py's build_model_for, which compiles the "
+        "layers that are recomputed: others train slower than predicted\n"
+    )
+
+
+def test_where_compilation_was_given_up_nothing_has_to_be(cli, remember, made_up):
+    method = Method(
+        free_lunch=True, activation_checkpointing=True, sharding=Sharding.FSDP_FULL_SHARD
+    )
+    remember(made_up(ON_TWO, method, 2.0, compile_state="failed"))
+    answer = cli(SCRIPT, "--output", "deep/args.json", *TARGET, "--optimal")
+    assert (answer.status, answer.err) == (0, "")
+    assert "torch_compile" not in read(cli)[0] or not read(cli)[0]["torch_compile"]
+
+
 def test_a_winner_within_a_tolerance_needs_no_flag_for_it(cli, remember, made_up):
     on_three = Hardware(num_nodes=1, gpus_per_node=3, gpu_type="a100")
     remember(made_up(on_three, Method(), 3.0, micro_batch_size=11, tolerance=0.001))
