@@ -94,7 +94,7 @@ def test_a_row_in_full(printed):
         [
             COLUMNS,
             [
-                *("free-lunch + ZeRO-2", "4.14 ± 0.09", "2.5 s ± 2.0%", "16 x 32", "3.0 GiB"),
+                *("free-lunch + ZeRO-2", "4.14 ± 0.10", "2.5 s ± 2.0%", "16 x 32", "3.0 GiB"),
                 *("40.0%", "839,270", "on", "fp16 parameters"),
             ],
         ]
