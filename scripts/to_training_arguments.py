@@ -113,7 +113,7 @@ def main(
     if config.compiles_layers_apart and read_json(output).get("torch_compile"):
         note = (
             f"{output} needs a model of scripts/training.py's build_model_for, which compiles the "
-            "layers that are recomputed: others train slower than predicted"
+            "layers that are recomputed: others train slower"
         )
         print(one_line(note), file=sys.stderr)
 

@@ -107,6 +107,7 @@ DEVICES = st.builds(
     static=st.floats(0, 100 * GIB),
     per_example=st.floats(0.001 * GIB, 20 * GIB),
     compiled_share=st.floats(0.3, 3.0),
+    compiled_held=st.just(1.0) | st.floats(1.0, 1.6),
     overhead_seconds=st.floats(1e-4, 1.0),
     per_example_seconds=st.floats(1e-5, 2.0),
     launch_seconds=st.floats(0, 0.1),

@@ -22,6 +22,7 @@ DRIVER_NAMES = {
     "Tesla V100-SXM2-32GB": "v100",
     "Tesla V100-PCIE-32GB": "v100-pcie",
     "Tesla V100-SXM3-32GB-H": "v100",
+    "Tesla V100-DGXS-32GB": "v100",
     "NVIDIA RTX A6000": "a6000",
     "NVIDIA RTX 6000 Ada Generation": "rtx6000ada",
     "NVIDIA A40": "a40",

@@ -70,6 +70,7 @@ def test_what_is_missing_is_named(path):
         *(("measurement.best.step_seconds", "fast"), ("measurement.best.peak_bytes", "2 GiB")),
         *(("measurement.seconds", None), ("measurement.out_of_memory_free_bytes", "much")),
         *(("versions", None), ("measured_at", "today"), ("measured_at", {})),
+        *(("measurement.best.step_degrees_of_freedom", few) for few in (-1, -40, 2.5, "3")),
     ],
 )
 def test_what_is_of_another_type_is_broken(path, value):

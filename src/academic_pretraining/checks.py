@@ -24,9 +24,9 @@ def check_record(record: dict[str, Any]) -> None:
         _check_kinds(Hardware, record["config"]["hardware"])
         _check_kinds(Measurement, measured)
         _check_kinds(Timing, measured["best"] or {})
-        row = row_of(record)
-        _check_figures(row)
+        # First, for a row is computed of them.
         _check_timings(measured, record["config"]["hardware"])
+        _check_figures(row_of(record))
     except ILL_SHAPED as error:
         raise ValueError(f"broken record: {type(error).__name__} {error}") from error
 
@@ -113,8 +113,9 @@ def _check_timings(measured: dict[str, Any], hardware: dict[str, Any]) -> None:
         for name in ("micro_batch_size", "gradient_accumulation_steps"):
             if timing[name] < 1:
                 raise TypeError(f"{name} is {timing[name]}")
-        if (timing.get("step_degrees_of_freedom") or 0) < 0:
-            raise TypeError("step_degrees_of_freedom is negative")
+        freedom = timing.get("step_degrees_of_freedom")
+        if freedom is not None and freedom < 0:
+            raise TypeError(f"step_degrees_of_freedom is {freedom}")
         batch = gpus * timing["micro_batch_size"] * timing["gradient_accumulation_steps"]
         if timing["global_batch_size"] != batch:
             raise TypeError(f"global_batch_size is {timing['global_batch_size']} of {batch}")

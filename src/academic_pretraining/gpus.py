@@ -25,8 +25,8 @@ _MOST = 100_000
 class GpuType:
     """One kind of GPU, from its datasheet; results are shared by all cards of a row.
 
-    Boards of another form factor are another kind: they may draw less power and reach one another
-    differently, and so train at another pace.
+    PCIe boards are a kind of their own: they draw less power than SXM boards and are connected
+    otherwise, and so train at another pace.
 
     Attributes:
         name: what the command line calls it.
@@ -118,9 +118,9 @@ GPUS: Mapping[str, GpuType] = MappingProxyType({gpu.name: gpu for gpu in (
     _gpu("geforce3090", "RTX 3090", (r"NVIDIA GeForce RTX 3090",),
          memory=24, bandwidth=936, half=71, tf32=35.6, fp32=35.6, capability=(8, 6),
          price=1300, source=_AMPERE + _PAPER_PRICE),
-    _gpu("v100", "V100 SXM", (r"(Tesla|NVIDIA) V100-SXM\d-32GB.*",),
+    _gpu("v100", "V100 SXM", (r"(Tesla|NVIDIA) V100-(SXM\d|DGXS)-32GB.*",),
          memory=32, bandwidth=900, half=125, tf32=None, fp32=15.7, capability=(7, 0),
-         source="NVIDIA V100 datasheet (SXM2, 32 GB)"),
+         source="NVIDIA V100 datasheet (SXM2, 32 GB; SXM3 and DGX Station likewise)"),
     _gpu("v100-pcie", "V100 PCIe", (r"(Tesla|NVIDIA) V100-PCIE-32GB.*",),
          memory=32, bandwidth=900, half=112, tf32=None, fp32=14, capability=(7, 0),
          source="NVIDIA V100 datasheet (PCIe, 32 GB)"),

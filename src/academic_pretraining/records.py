@@ -15,7 +15,7 @@ from academic_pretraining.config import (
 from academic_pretraining.errors import AcademicPretrainingError
 from academic_pretraining.gpus import GPUS, GpuType, Hardware
 from academic_pretraining.intervals import half_width
-from academic_pretraining.methods import Sharding
+from academic_pretraining.methods import Backend, Sharding
 from academic_pretraining.models import MODELS
 from academic_pretraining.models.recipe import Precision, without_prose
 from academic_pretraining.numerics import numerics
@@ -26,8 +26,9 @@ LARGEST_FIGURE = 1e30
 
 RECORD_VERSION = 1
 
-# Of freedom that a timing has: of three steps of one length. Older records do not say how many.
+# Of freedom, of three steps of one length, where none overflows. Older records do not say how many.
 _FEWEST_DEGREES = 2
+_STAGE = "ConvNextStage"
 
 GIVEN_UP = ("failed", "slower", "too large")
 """States of compilation in which a setting trains without: it failed, took longer, did not fit."""
@@ -314,6 +315,9 @@ def identity_of(config: TrainingConfig) -> dict[str, Any]:
     if config.compiles_layers_apart:
         # Not in the arguments; before, what is recomputed within hooks was not compiled.
         identity["recomputed_layers"] = "compiled"
+    if config.method.sharding.backend is Backend.FSDP and config.recipe.layer_class == _STAGE:
+        # Before, the first stage alone was sharded apart.
+        identity["sharded_stages"] = "all"
     return identity
 
 

@@ -87,7 +87,7 @@ training_days = (pl.col("step_seconds") * pl.col("max_steps") / SECONDS_PER_DAY)
 _MODEL_ERROR = pl.when(pl.col("sharding") == Sharding.ZERO_3).then(0.15).otherwise(0.02)
 _half_width = ((pl.col("step_half_width") / pl.col("step_seconds")) ** 2 + _MODEL_ERROR**2).sqrt()
 
-training_days_low = (training_days * (1 - _half_width)).alias("training_days_low")
+training_days_low = (training_days * (1 - _half_width).clip(0)).alias("training_days_low")
 training_days_high = (training_days * (1 + _half_width)).alias("training_days_high")
 """A 95% interval of `training_days`, on the device that was measured."""
 

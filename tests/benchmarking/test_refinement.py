@@ -36,7 +36,7 @@ PATIENT = Effort(
     high_steps=3,
     epochs=3,
     warm_up_steps=2,
-    relative_error=0.007,
+    relative_half_width=0.007,
     most_refinements=2,
 )
 AT_8 = dataclasses.replace(PATIENT, micro_batch_sizes=(8,))
@@ -202,7 +202,7 @@ def test_there_are_never_more_than_asked_for(most):
 def test_every_refinement_has_a_reason(noise, most, size, wanted):
     config = config_on()
     effort = dataclasses.replace(
-        PATIENT, micro_batch_sizes=(size,), most_refinements=most, relative_error=wanted
+        PATIENT, micro_batch_sizes=(size,), most_refinements=most, relative_half_width=wanted
     )
     history = search(config, effort, noise)
     real = config.plan_at(size).gradient_accumulation_steps
@@ -333,7 +333,7 @@ def test_runs_of_one_size_are_taken_together():
 
 
 def test_what_so_few_steps_may_have_missed_is_measured_again():
-    effort = dataclasses.replace(AT_8, epochs=1, high_steps=6, relative_error=0.02)
+    effort = dataclasses.replace(AT_8, epochs=1, high_steps=6, relative_half_width=0.02)
     first, *more = search(config_on(gpus=1), effort, 0.008)
     [timed] = timings(config_on(gpus=1), [first])
     step = predicted_step_time(config_on(gpus=1), timed)

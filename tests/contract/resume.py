@@ -38,6 +38,7 @@ def main(folder: Path) -> None:
         try:
             twice(train, path)
         except Exception:
+            traceback.print_exc()
             (path.parent / f"error{dist.get_rank()}.txt").write_text(traceback.format_exc())
     dist.destroy_process_group()
 

@@ -10,7 +10,7 @@ from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.benchmarking.sessions import Sessions
 from academic_pretraining.config import TrainingConfig, grid
 from academic_pretraining.gpus import Hardware
-from academic_pretraining.methods import Method, MethodSpace, Sharding
+from academic_pretraining.methods import Backend, Method, MethodSpace, Sharding
 from academic_pretraining.models import MODELS
 from academic_pretraining.models.recipe import PROSE_FIELDS, ModelRecipe, Precision, Task
 from experiments.identity import cache_key, library_versions, other_versions
@@ -111,6 +111,16 @@ def test_results_from_before_recomputed_layers_were_compiled_are_not_recalled(
     config = dataclasses.replace(configs[0], hardware=hardware, method=method)
     concerned = free_lunch and checkpointing and sharding.hooks_into_layers
     assert ("recomputed_layers" in json.loads(cache_key(config))) == concerned
+
+
+@pytest.mark.parametrize("sharding", Sharding)
+@pytest.mark.parametrize("model", ["convnext-large-1k", "convnext-xlarge-22k", "vit"])
+def test_results_from_before_all_stages_were_sharded_are_not_recalled(sharding, model, configs):
+    hardware = dataclasses.replace(configs[0].hardware, gpus_per_node=2)
+    method = Method(free_lunch=True, sharding=sharding)
+    config = TrainingConfig(hardware=hardware, recipe=MODELS[model], method=method)
+    concerned = sharding.backend is Backend.FSDP and model != "vit"
+    assert ("sharded_stages" in json.loads(cache_key(config))) == concerned
 
 
 @pytest.fixture

@@ -53,6 +53,6 @@ def test_a_resumed_training_comes_to_the_same_weights(method, cases, tmp_path):
     ways, off = ({name: norm(whole[name] - to[name]) for name in whole} for to in (first, resumed))
     # Sums on a GPU come in any order. One last digit puts all weights 0.013 of their way apart, and
     # those with least gradient, such as biases of keys, 0.24; what was not loaded at least 1.1.
-    assert math.hypot(*off.values()) <= 0.1 * math.hypot(*ways.values())
+    assert math.hypot(*off.values()) < 0.1 * math.hypot(*ways.values())
     for name, way in ways.items():
         assert off[name] <= 0.5 * way, name

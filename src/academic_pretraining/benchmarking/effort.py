@@ -24,7 +24,8 @@ class Effort:
             epochs ends with the one by which it has lasted so long. One with steps four to six
             times as long takes about three to four times as long.
         most_timings: micro-batch sizes to time at most; with compilation and without, each.
-        relative_error: half the 95% interval of the real step over its seconds that is good enough.
+        relative_half_width: half the 95% interval of the real step, over its seconds, that is good
+            enough.
         most_refinements: longer runs at the best micro-batch to come there, at most; 0 also leaves
             out those that confirm it.
         high_steps, epochs, warm_up_steps: shape of a timing run, as in `Probe`, where steps are
@@ -41,7 +42,7 @@ class Effort:
 
     timing_seconds: float = 8.0
     most_timings: int = 4
-    relative_error: float = 0.02
+    relative_half_width: float = 0.02
     most_refinements: int = 2
     high_steps: int = 7
     epochs: int = 1

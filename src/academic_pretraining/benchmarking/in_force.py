@@ -86,7 +86,7 @@ def _read(wrapped: nn.Module, layer_class: str) -> dict[str, object]:
         units = [layer for layer in layers if isinstance(layer, FSDPModule)]
         found |= {
             "sharding backend": Backend.FSDP.value,
-            "layers sharded as a part of others": len(layers) - len(units),
+            "layers sharded as a part of others": len(layers) - len(units) if units else "all",
             # The layers decide; embedding, head and root are never resharded after forward.
             "reshard after forward": any(_reshards(unit) for unit in units),
             "offloading": all(p.device.type == "cpu" for p in wrapped.parameters())

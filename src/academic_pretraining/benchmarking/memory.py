@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from academic_pretraining.benchmarking.effort import Effort
-from academic_pretraining.benchmarking.prediction import step_peak_bytes
+from academic_pretraining.benchmarking.prediction import CONTEXT_BYTES, step_peak_bytes
 from academic_pretraining.benchmarking.probes import (
     OPTIONAL,
     Outcome,
@@ -103,9 +103,9 @@ def fits(
 
     Those of several lie on a line. Of one, what grows with the size is scaled, which the memory
     ramp tells from the rest; and all of it, where hardly anything has grown. What the allocator
-    holds beyond its peak, in pieces that it cannot use, grows as that does and has to fit, too. By
-    that six of seven compiled sizes would not have been tried which ran out of memory on H100s
-    (artifacts/results).
+    holds has to fit, too, were it so many times the peak again; it may be less, which a size in
+    between shows. By that six of seven compiled sizes would not have been tried which ran out of
+    memory on H100s (artifacts/README.md).
 
     Args:
         config: what is measured.
@@ -127,7 +127,7 @@ def fits(
         line = _Line(line.size, line.peak, line.peak / line.size, line.peak)
     largest = max(timed, key=lambda r: r.probe.micro_batch_size)
     held = max(1.0, largest.reserved_bytes / largest.peak_bytes) * line.at(size)
-    return line.at(size) <= _limit(effort, timed) and held <= largest.device_bytes
+    return line.at(size) <= _limit(effort, timed) and held <= largest.device_bytes - CONTEXT_BYTES
 
 
 def takes_less(

@@ -9,8 +9,8 @@ from academic_pretraining.benchmarking.fit import StepTime, fit_step_time
 from academic_pretraining.benchmarking.probes import Outcome, Probe, ProbeResult, Purpose
 from academic_pretraining.config import TrainingConfig
 
-# A CUDA context takes 300 to 500 MiB, NCCL's buffers come on top.
-_CONTEXT_BYTES = 2**30
+CONTEXT_BYTES = 2**30
+"""Of a device, for what is no tensor: a CUDA context takes 300 to 500 MiB, and NCCL has buffers."""
 
 
 def best_timing(config: TrainingConfig, history: Sequence[ProbeResult]) -> ProbeResult | None:
@@ -67,7 +67,7 @@ def _holds_inputs(config: TrainingConfig, result: ProbeResult) -> bool:
     """
     waiting = waiting_bytes(config, result.probe)
     usable = USABLE_MEMORY * result.device_bytes
-    left = result.device_bytes - _CONTEXT_BYTES - max(result.peak_bytes, result.reserved_bytes)
+    left = result.device_bytes - CONTEXT_BYTES - max(result.peak_bytes, result.reserved_bytes)
     return not waiting or step_peak_bytes(config, result) <= usable or waiting <= left
 
 

@@ -58,7 +58,7 @@ def _lengthened(
     accumulation = config.plan_at(size).gradient_accumulation_steps
     together = config.hardware.world_size > 1 or config.method.offloading
     confirmed = not together or len(runs) > 1 or accumulation <= _FAR * longest
-    certain = step.half_width_seconds <= effort.relative_error * step.seconds
+    certain = step.half_width_seconds <= effort.relative_half_width * step.seconds
     enough = certain and confirmed and not step.impossible
     # Without a second run there would be no result at all.
     most = max(effort.most_refinements, int(step.impossible))
