@@ -65,6 +65,9 @@ class Device:
     def peak(self, probe: Probe) -> float:
         return self.peak_at(probe.micro_batch_size, compiled=probe.compile)
 
+    def held(self, probe: Probe) -> float:
+        return self.peak(probe) * (self.compiled_held if probe.compile else 1.0)
+
     def peak_at(self, size: int, *, compiled: bool) -> float:
         share = self.compiled_share if compiled else 1.0
         static = self.compiled_static if compiled else 1.0
@@ -79,7 +82,7 @@ class Device:
         size = probe.micro_batch_size
         if probe.compile and size in self.compile_fails_at:
             return ProbeResult(probe=probe, outcome=Outcome.COMPILE_FAILED, cause="no kernel")
-        held = self.peak(probe) * (self.compiled_held if probe.compile else 1.0)
+        held = self.held(probe)
         if held > self.memory:
             return ProbeResult(probe=probe, outcome=Outcome.OUT_OF_MEMORY)
         return ProbeResult(

@@ -27,6 +27,21 @@ from academic_pretraining.benchmarking.search import next_probe
 @settings(deadline=None, max_examples=200)
 @given(device=DEVICES, gpus=st.sampled_from([1, 2, 3, 6, 8]), most=st.integers(1, 6))
 @example(
+    # Compiled, 32 does not fit with its inputs; 8 does not compile, and 32 fits without.
+    device=Device(
+        memory=44014643454,
+        static=11256594591,
+        per_example=832996934,
+        compiled_share=1.1875,
+        overhead_seconds=1.0,
+        per_example_seconds=1.0,
+        launch_seconds=0.0,
+        compile_fails_at=(1, 2, 4, 8),
+    ),
+    gpus=1,
+    most=2,
+)
+@example(
     # 128 examples fit, but not with the inputs of a real step, which need 256 bytes more.
     device=Device(memory=8 * GIB, static=0, per_example=22314982, compiled_share=3),
     gpus=1,
@@ -38,15 +53,19 @@ def test_every_search_ends_with_the_fastest_of_what_it_timed(device, gpus, most)
     fitted = timed(history)
     # One that fits in short steps alone does not count.
     assert len(timings(config, history)) <= most
-    assert len(set(fitted)) == len(fitted)
+    # After a failed compilation one that fits in short steps alone may be timed without.
+    uncompiled = {r.probe.micro_batch_size for r in timings(config, history) if not r.probe.compile}
+    assert len(fitted) - len(set(fitted)) <= len(uncompiled)
     best = best_timing(config, history)
     outcomes = [r.outcome for r in history]
     failed = outcomes.index(Outcome.COMPILE_FAILED) if Outcome.COMPILE_FAILED in outcomes else 999
     if best is None:
         smallest = history[-1].probe
         assert smallest.micro_batch_size == config.plans()[0].micro_batch_size
-        needed = device.peak(smallest) + waiting_bytes(config, smallest)
-        assert needed > max(0.94 * device.memory, device.memory - GIB)
+        inputs = waiting_bytes(config, smallest)
+        held = device.held(smallest)
+        assert held + inputs > device.memory - GIB
+        assert device.peak(smallest) + inputs > 0.94 * device.memory or held > device.memory
         return
 
     def truth(size: int) -> float:
@@ -132,8 +151,8 @@ def test_a_run_of_an_unknown_speed_ends_when_it_was_long_enough(wish):
     effort = dataclasses.replace(QUICK, timing_seconds=wish)
     [result] = search(config_on("cpu", 2), Device(), effort)
     assert (result.probe.epochs, result.probe.enough_seconds) == (QUICK.epochs, wish)
-    # Whatever it lasts, the first epoch holds two long steps and a short one to fit.
-    assert result.probe.high_steps - QUICK.warm_up_steps == 2
+    # Whatever it lasts, the first epoch holds three long steps and a short one to fit.
+    assert result.probe.high_steps - QUICK.warm_up_steps == 3
     assert result.probe.low
 
 
