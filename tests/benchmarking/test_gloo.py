@@ -22,8 +22,8 @@ from academic_pretraining.methods import Sharding
 
 pytestmark = pytest.mark.slow
 
-# An epoch: three steps with 3 micro-batches each, and one with 1. Its first step is not timed.
-MICRO_BATCHES, STEPS, TIMED = 10, 4, [3, 3, 1]
+# An epoch: four steps with 3 micro-batches each, and one with 1. Its first step is not timed.
+MICRO_BATCHES, STEPS, TIMED = 13, 5, [3, 3, 3, 1]
 
 
 @every_method
