@@ -20,23 +20,6 @@ from academic_pretraining.errors import InvalidConfigError, InvalidFileError
 AT_14 = Checkpoint(path=Path("checkpoint-14"), step=14, epoch=2.5)
 
 
-@pytest.fixture
-def save(tmp_path):
-    """Write a checkpoint as the Trainer does."""
-
-    def write(step: int, *, marked: bool = True) -> Path:
-        path = tmp_path / f"checkpoint-{step}"
-        (path / "global_step2").mkdir(parents=True)
-        for name in ("optimizer.pt", "rng_state_0.pth", "global_step2/states.pt"):
-            torch.save(torch.zeros(100), path / name)
-        (path / STATE).write_text(json.dumps({"global_step": step, "epoch": step / 10}))
-        if marked:
-            mark(path)
-        return path
-
-    return write
-
-
 @pytest.mark.parametrize("marked", [True, False])
 def test_the_newest_by_number_is_chosen(save, tmp_path, capsys, marked):
     for step in (100, 8, 20):

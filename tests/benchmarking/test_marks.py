@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -6,25 +5,11 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from academic_pretraining.benchmarking.checkpoints import MARK, STATE, choose, mark
+from academic_pretraining.benchmarking.checkpoints import MARK, choose
 from academic_pretraining.benchmarking.marks import MarksCheckpoints
 
 SAVES: Any = SimpleNamespace(should_save=True)
 SAVES_NOT: Any = SimpleNamespace(should_save=False)
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Write what the Trainer of one rank does of a checkpoint."""
-
-    def of_step(step: int) -> Path:
-        path = tmp_path / f"checkpoint-{step}"
-        path.mkdir()
-        (path / "optimizer.pt").write_bytes(b"moments")
-        (path / STATE).write_text(json.dumps({"global_step": step, "epoch": 0.5}))
-        return path
-
-    return of_step
 
 
 def arguments(folder: Path, *, should_save: bool = True) -> Any:
@@ -35,8 +20,8 @@ def at(step: int) -> Any:
     return SimpleNamespace(global_step=step)
 
 
-def test_what_was_saved_is_whole(write, tmp_path):
-    path = write(14)
+def test_what_was_saved_is_whole(save, tmp_path):
+    path = save(14, marked=False)
     MarksCheckpoints().on_save(arguments(tmp_path), at(14), SAVES)
     assert (path / MARK).exists()
     chosen = choose(tmp_path, resume=True)
@@ -44,8 +29,8 @@ def test_what_was_saved_is_whole(write, tmp_path):
     assert chosen.step == 14
 
 
-def test_one_rank_marks_when_all_have_written(write, tmp_path, monkeypatch):
-    path = write(14)
+def test_one_rank_marks_when_all_have_written(save, tmp_path, monkeypatch):
+    path = save(14, marked=False)
     seen = []
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "barrier", lambda: seen.append((path / MARK).exists()))
@@ -58,9 +43,9 @@ def test_one_rank_marks_when_all_have_written(write, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("event", ["on_step_end", "on_epoch_end"])
-def test_what_is_about_to_be_written_over_is_not_whole(write, tmp_path, event):
+def test_what_is_about_to_be_written_over_is_not_whole(save, tmp_path, event):
     for step in (12, 14):
-        mark(write(step))
+        save(step)
     unmark = getattr(MarksCheckpoints(), event)
     unmark(arguments(tmp_path), at(14), SAVES_NOT)
     unmark(arguments(tmp_path, should_save=False), at(14), SAVES)

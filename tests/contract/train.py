@@ -119,6 +119,8 @@ def _facts(
     loader: Any = trainer.get_train_dataloader()
     model: Any = trainer.model
     units: list[Any] = [m for m in wrapped.modules() if isinstance(m, FSDPModule)]
+    # FSDP2 puts its own name before that of the class.
+    layers = [m for m in wrapped.modules() if type(m).__name__.endswith(recipe.layer_class)]
     groups_of_layers = [
         unit._get_fsdp_state()._fsdp_param_group
         for unit in units
@@ -160,20 +162,8 @@ def _facts(
             getattr(m, "gradient_checkpointing", False) is True for m in wrapped.modules()
         ),
         "ZeRO": engine.zero_optimization_stage() if engine else 0,
-        "gathered whole": sorted(
-            {
-                z3_leaf_module(m)
-                for m in wrapped.modules()
-                if type(m).__name__.endswith(recipe.layer_class)
-            }
-        ),
-        "layers sharded apart": sorted(
-            {
-                isinstance(m, FSDPModule)
-                for m in wrapped.modules()
-                if type(m).__name__.endswith(recipe.layer_class)
-            }
-        ),
+        "gathered whole": sorted({z3_leaf_module(m) for m in layers}),
+        "layers sharded apart": sorted({isinstance(m, FSDPModule) for m in layers}),
         "resharded": sorted({bool(g.post_forward_mesh_info) for g in groups_of_layers if g}),
         "DDP": isinstance(inner, nn.parallel.DistributedDataParallel),
         "attention": getattr(model.config, "_attn_implementation", None),
