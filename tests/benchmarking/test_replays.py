@@ -10,6 +10,7 @@ import pytest
 from simulated import Device, search, story
 
 from academic_pretraining.benchmarking.prediction import best_timing
+from academic_pretraining.benchmarking.probes import Probe
 from academic_pretraining.config import config_from_dict
 
 RESULTS = Path(__file__).parents[2] / "artifacts" / "results" / "cache"
@@ -26,11 +27,15 @@ WITHOUT_A_WALL = [
 
 @dataclass(kw_only=True)
 class Replayed(Device):
-    """A device that takes the recorded steps, and peaks on lines through the recorded ones."""
+    """A device that takes the recorded steps, with peaks on lines through the recorded ones.
+
+    Where a size was timed, its allocator holds as much more than the peak as it did.
+    """
 
     record: dict[str, Any]
     steps: dict[tuple[int, bool], tuple[float, float]] = field(default_factory=dict)
     peaks: dict[bool, dict[int, int]] = field(default_factory=dict)
+    held_share: dict[tuple[int, bool], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         measured = self.record["measurement"]
@@ -45,6 +50,7 @@ class Replayed(Device):
             more = timing["gradient_accumulation_steps"] - longest
             inputs = max(0, more) * size * config.recipe.example_bytes
             self.peaks[compiled].setdefault(size, timing["peak_bytes"] - inputs)
+            self.held_share[size, compiled] = timing["reserved_bytes"] / timing["peak_bytes"]
 
     def peak_at(self, size: int, *, compiled: bool) -> float:
         peaks = self.peaks[compiled]
@@ -54,6 +60,9 @@ class Replayed(Device):
             sorted(peaks.items(), key=lambda known: abs(known[0] - size))[:2]
         )
         return low + (high - low) / (large - small) * (size - small)
+
+    def held(self, probe: Probe) -> float:
+        return self.peak(probe) * self.held_share.get(probe.variant, 1.0)
 
     def micro_step_seconds(self, size: int, *, compiled: bool = False) -> float:
         seconds, overhead = self.steps.get((size, compiled), (float(size), 0.0))
