@@ -12,14 +12,16 @@ from academic_pretraining.models.recipe import ModelRecipe
 NAIVE = Method()
 COMPILED = Method(free_lunch=True)
 ZERO_1 = Method(sharding=Sharding.ZERO_1, activation_checkpointing=True)
-ZERO_2 = Method(sharding=Sharding.ZERO_2, free_lunch=True)
+ZERO_2 = Method(sharding=Sharding.ZERO_2)
 FSDP_GRAD = Method(sharding=Sharding.FSDP_SHARD_GRAD_OP)
 FSDP_FULL = Method(sharding=Sharding.FSDP_FULL_SHARD, activation_checkpointing=True)
 ZERO_3 = Method(sharding=Sharding.ZERO_3, activation_checkpointing=True)
+ZERO_2_COMPILED = Method(sharding=Sharding.ZERO_2, free_lunch=True)
 FSDP_COMPILED = Method(sharding=Sharding.FSDP_FULL_SHARD, free_lunch=True)
 EVERY = (
     *(NAIVE, COMPILED, ZERO_1, ZERO_2, FSDP_GRAD, FSDP_FULL, ZERO_3),
     # Others are compiled and sharded, too.
+    pytest.param(ZERO_2_COMPILED, marks=pytest.mark.thorough),
     pytest.param(FSDP_COMPILED, marks=pytest.mark.thorough),
 )
 

@@ -74,7 +74,7 @@ def test_sizes_are_constants_where_images_are_compiled(
     ("model", "sharding", "how"),
     [
         ("roberta", Sharding.FSDP_FULL_SHARD, ()),
-        ("roberta", Sharding.FSDP_FULL_SHARD, ("compile",)),
+        pytest.param("roberta", Sharding.FSDP_FULL_SHARD, ("compile",), marks=pytest.mark.thorough),
         pytest.param("vit", Sharding.ZERO_3, (), marks=pytest.mark.thorough),
         pytest.param("vit", Sharding.ZERO_3, ("compile",), marks=pytest.mark.thorough),
     ],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from contract.mathematics import asked_for
 from contract.ranks import run_ranks
 
 from academic_pretraining.config import TrainingConfig, why_invalid
@@ -32,22 +33,33 @@ CASES = [
 ]
 
 
+def is_thorough(model: str, method: Method) -> bool:
+    """Whether its parts are tried apart for this model, and together for another one."""
+    together = sum((method.free_lunch, method.activation_checkpointing, method.offloading)) > 1
+    return together and method.sharding is not Sharding.NONE and model != FAMILIES[0]
+
+
 def name_of(model: str, method: Method) -> str:
     return f"{model} {method.label}".replace(" ", "_").replace("+", "and")
 
 
 @pytest.fixture(scope="module")
-def contracts(tmp_path_factory) -> Path:
-    """Export every case, and look at what two ranks make of it."""
+def contracts(request, tmp_path_factory) -> Path:
+    """Export the cases that tests ask for, and look at what two ranks make of them."""
     folder = tmp_path_factory.mktemp("contract")
-    for model, method in CASES:
+    # Other files have cases that are tuples, too.
+    needed = asked_for(request, "case", tuple)
+    for model, method in (case for case in CASES if case in needed):
         config = TrainingConfig(hardware=TWO, recipe=MODELS[model], method=method)
         export(folder / f"{name_of(model, method)}.json", config, config.plans()[1], [])
     run_ranks("train.py", folder)
     return folder
 
 
-@pytest.fixture(params=CASES, ids=lambda case: name_of(*case))
+@pytest.fixture(
+    params=[pytest.param(c, marks=[pytest.mark.thorough] * is_thorough(*c)) for c in CASES],
+    ids=lambda case: name_of(*case),
+)
 def case(request, contracts) -> tuple[ModelRecipe, Method, dict[str, Any]]:
     model, method = request.param
     found = [

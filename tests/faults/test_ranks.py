@@ -123,6 +123,7 @@ FAULTS = [
         name="runs_out_of_host_memory",
         outcome=Outcome.HOST_OUT_OF_MEMORY,
         cause="RuntimeError: ",
+        thorough=True,
     ),
     # Inside a real training.
     *(
@@ -135,7 +136,7 @@ FAULTS = [
             thorough=thorough,
         )
         for place, ranks, method, thorough in (
-            ("forward", "1", PLAIN, False),
+            ("forward", "1", PLAIN, True),
             ("backward", "1", PLAIN, True),
             ("the_optimizer", "1", SHARDED, False),
             ("forward", "0,1", SHARDED, True),

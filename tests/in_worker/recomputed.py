@@ -1,8 +1,8 @@
 """Train a small model on one rank, sharded, and print what its gradients were and what of it ran.
 
 A program of its own, for the hooks of FSDP2 and ZeRO-3. Its arguments are a model, a sharding
-method, `checkpointing`, `compile` and `unhelped` by `compile_recomputed_layers`, as they apply, and
-a folder.
+method, `checkpointing`, `compile` (or `trace`, which makes graphs and no code of them) and
+`unhelped` by `compile_recomputed_layers`, as they apply, and a folder.
 """
 
 import json
@@ -30,7 +30,7 @@ def main(model: str, sharding: str, *more: str) -> None:
         build.compile_recomputed_layers = lambda *args, **kwargs: None
     torch.distributed.init_process_group("gloo")
     method = Method(
-        free_lunch="compile" in how,
+        free_lunch="compile" in how or "trace" in how,
         activation_checkpointing="checkpointing" in how,
         sharding=Sharding(sharding),
     )
@@ -48,6 +48,8 @@ def main(model: str, sharding: str, *more: str) -> None:
         "save_strategy": "no",
         "disable_tqdm": True,
     }
+    if "trace" in how:
+        fields["torch_compile_backend"] = "eager"
     arguments = TrainingArguments(**fields)
     allow_sharding_on_cpu(arguments)
     trainer = Trainer(
