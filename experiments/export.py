@@ -14,15 +14,10 @@ from academic_pretraining.benchmarking.storage import read_finite
 from academic_pretraining.config import BatchPlan, TrainingConfig, config_to_dict
 from academic_pretraining.errors import AcademicPretrainingError, InvalidFileError, one_line
 from academic_pretraining.gpus import Hardware
+from academic_pretraining.identity import has_current_arguments
 from academic_pretraining.models import MODELS
-from academic_pretraining.records import (
-    GIVEN_UP,
-    LARGEST_FIGURE,
-    ORDER,
-    about,
-    has_current_arguments,
-    row_of,
-)
+from academic_pretraining.records import GIVEN_UP, LARGEST_FIGURE, about
+from academic_pretraining.rows import ORDER, row_of
 from academic_pretraining.training_arguments import to_json, training_arguments_fields
 from experiments.strict_json import loads
 

@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from academic_pretraining.config import TrainingConfig
+from academic_pretraining.identity import LIBRARIES, identity_of
 from academic_pretraining.models import get_model
-from academic_pretraining.records import LIBRARIES, identity_of
 
 
 def library_versions(config: TrainingConfig) -> dict[str, str]:

@@ -1,8 +1,19 @@
 """One invented measurement, for tests to change, and what an allocator says."""
 
 import dataclasses
+import json
+from typing import Any
 
-from academic_pretraining.records import Measurement, Timing
+from academic_pretraining.config import TrainingConfig
+from academic_pretraining.gpus import Hardware
+from academic_pretraining.methods import Method
+from academic_pretraining.models import MODELS
+from academic_pretraining.records import Measurement, Timing, to_record
+from experiments.identity import cache_key
+
+ONE = Hardware(num_nodes=1, gpus_per_node=1, gpu_type="h200")
+TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
+FREE_LUNCH = Method(free_lunch=True)
 
 TIMING = Timing(
     micro_batch_size=16,
@@ -61,3 +72,23 @@ ALLOCATOR = (
     "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation.  See documentation "
     "for Memory Management  (https://pytorch.org/docs/stable/notes/cuda.html)"
 )
+
+
+def kept_record(
+    method: Method = FREE_LUNCH,
+    measurement: Measurement = MEASURED,
+    *,
+    seconds: float | None = None,
+    model: str = "pythia-160m",
+    hardware: Hardware = TWO,
+    at: float = 0.0,
+    versions: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Write a record, and read it back as a workspace does."""
+    if seconds is not None:
+        best = dataclasses.replace(TIMING, step_seconds=seconds)
+        measurement = dataclasses.replace(measurement, best=best)
+    config = TrainingConfig(hardware=hardware, recipe=MODELS[model], method=method)
+    versions = {"torch": "2.13.0"} if versions is None else versions
+    record = to_record(config, measurement, versions=versions, measured_at=at)
+    return json.loads(json.dumps(record | {"key": cache_key(config)}))

@@ -39,6 +39,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "results": (
         "academic_pretraining.records",
+        "academic_pretraining.identity",
+        "academic_pretraining.rows",
         "academic_pretraining.results",
         "academic_pretraining.checks",
         "academic_pretraining.plotting",
@@ -288,7 +290,8 @@ def test_no_package_has_its_place_in_the_first_layers(layer: str) -> None:
         (
             "academic_pretraining.methods",
             "import polars",
-            "polars belongs in academic_pretraining.records, academic_pretraining.results, "
+            "polars belongs in academic_pretraining.records, academic_pretraining.identity, "
+            "academic_pretraining.rows, academic_pretraining.results, "
             "academic_pretraining.checks, academic_pretraining.plotting, "
             "academic_pretraining.benchmarking, experiments, scripts",
         ),

@@ -5,17 +5,15 @@ import json
 from typing import Any
 
 import pytest
-from samples import MEASURED, OUT_OF_MEMORY
+from samples import MEASURED, ONE, OUT_OF_MEMORY, TWO, kept_record
 
 from academic_pretraining.checks import check_record
 from academic_pretraining.config import TrainingConfig, grid
-from academic_pretraining.gpus import Hardware
-from academic_pretraining.methods import Method, MethodSpace
+from academic_pretraining.methods import Method, MethodSpace, Sharding
 from academic_pretraining.models import MODELS
-from academic_pretraining.records import Measurement, to_record
+from academic_pretraining.records import RECORD_VERSION, Measurement, about, config_of, to_record
 from academic_pretraining.results import frame, method_of
 
-TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
 METHODS = [m for m, why in grid(TWO, MODELS["pythia-160m"], MethodSpace.ALL) if not why]
 
 
@@ -100,3 +98,21 @@ def test_a_record_from_before_communication_was_looked_at_is_read():
     check_record(record)
     assert frame([record])["communication_share"].to_list() == [None]
     assert frame([record_of()])["communication_share"].to_list() == [0.05]
+
+
+def test_a_record_is_json_and_holds_the_configuration():
+    method = Method(free_lunch=True, sharding=Sharding.ZERO_2, offloading=True)
+    record = kept_record(method, hardware=ONE)
+    assert record["version"] == RECORD_VERSION
+    assert config_of(record) == TrainingConfig(
+        hardware=ONE, recipe=MODELS["pythia-160m"], method=method
+    )
+    assert record["measurement"]["best"]["samples"] == [[4, 0.54], [8, 0.82]]
+    assert record["measurement"]["seconds"] == MEASURED.seconds
+
+
+def test_records_are_those_about_one_hardware_and_model():
+    wanted = kept_record(Method())
+    others = [kept_record(hardware=ONE), kept_record(model="vit")]
+    assert about([others[0], wanted, others[1]], TWO, "pythia-160m") == [wanted]
+    assert about(others, TWO, "pythia-160m") == []

@@ -9,8 +9,9 @@ import polars as pl
 
 from academic_pretraining.errors import ILL_SHAPED
 from academic_pretraining.gpus import Hardware
-from academic_pretraining.records import LARGEST_FIGURE, Measurement, Timing, row_of
+from academic_pretraining.records import LARGEST_FIGURE, Measurement, Timing
 from academic_pretraining.results import SCHEMA
+from academic_pretraining.rows import row_of
 
 
 def check_record(record: dict[str, Any]) -> None:

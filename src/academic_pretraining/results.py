@@ -8,9 +8,10 @@ import polars as pl
 from academic_pretraining.analytic import SECONDS_PER_DAY
 from academic_pretraining.errors import NoResultsError
 from academic_pretraining.gpus import Hardware
+from academic_pretraining.identity import has_current_arguments
 from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.numerics import REFERENCE
-from academic_pretraining.records import ORDER, has_current_arguments, row_of
+from academic_pretraining.rows import ORDER, row_of
 
 SCHEMA = pl.Schema(
     {
