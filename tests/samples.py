@@ -1,4 +1,4 @@
-"""One invented measurement, for tests to change, and what an allocator says."""
+"""One invented measurement, for tests to change and to keep, and what an allocator says."""
 
 import dataclasses
 import json

@@ -106,7 +106,7 @@ class TestPixi:
         assert pixi["dependencies"]["cuda-toolkit"] == pixi["system-requirements"]["cuda"] + ".*"
 
     @pytest.mark.parametrize(
-        ("task", "command"), [("benchmark", "python scripts/benchmark.py"), ("test", "pytest -n 2")]
+        ("task", "command"), [("benchmark", "python scripts/benchmark.py"), ("test", "pytest -n 3")]
     )
     def test_tasks(self, pixi: dict[str, Any], task: str, command: str) -> None:
         assert pixi["tasks"][task]["cmd"] == command
@@ -126,7 +126,7 @@ class TestContinuousIntegration:
             ["bash", CI_SCRIPT, "--show"], check=True, capture_output=True, text=True
         ).stdout.splitlines()
         assert shown == readme_test_block((ROOT / "README.md").read_text())
-        assert shown == ["pip install -e '.[dev]'", "pytest -n 2"]
+        assert shown == ["pip install -e '.[dev]'", "pytest -n 3"]
 
     @pytest.mark.parametrize(
         ("readme", "expected"),

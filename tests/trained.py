@@ -20,7 +20,7 @@ ZERO_2_COMPILED = Method(sharding=Sharding.ZERO_2, free_lunch=True)
 FSDP_COMPILED = Method(sharding=Sharding.FSDP_FULL_SHARD, free_lunch=True)
 EVERY = (
     *(NAIVE, COMPILED, ZERO_1, ZERO_2, FSDP_GRAD, FSDP_FULL, ZERO_3),
-    # Others are compiled and sharded, too.
+    # tests/contract trains sharded and compiled ones in every run.
     pytest.param(ZERO_2_COMPILED, marks=pytest.mark.thorough),
     pytest.param(FSDP_COMPILED, marks=pytest.mark.thorough),
 )

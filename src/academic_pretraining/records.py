@@ -4,11 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from academic_pretraining.config import (
-    TrainingConfig,
-    config_from_dict,
-    config_to_dict,
-)
+from academic_pretraining.config import TrainingConfig, config_from_dict, config_to_dict
 from academic_pretraining.gpus import Hardware
 
 # Of seconds, bytes, FLOPs or anything: more is a fault, and sums of it would overflow.

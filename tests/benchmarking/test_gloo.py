@@ -12,6 +12,7 @@ from trained import (
     NAIVE,
     ZERO_1,
     ZERO_2,
+    ZERO_2_COMPILED,
     ZERO_3,
     every_method,
 )
@@ -21,6 +22,8 @@ from academic_pretraining.benchmarking.probes import Outcome, Purpose
 from academic_pretraining.methods import Sharding
 
 pytestmark = pytest.mark.slow
+
+AS_WELL_COMPILED = pytest.param(ZERO_2_COMPILED, marks=pytest.mark.thorough)
 
 # An epoch: four steps with 3 micro-batches each, and one with 1. Its first step is not timed.
 MICRO_BATCHES, STEPS, TIMED = 13, 5, [3, 3, 3, 1]
@@ -51,7 +54,9 @@ def test_compilations_are_cached_where_the_training_looks_for_them(recorded):
     assert len(list((session.directory / "tmp").iterdir())) == 1
 
 
-@pytest.mark.parametrize("method", [ZERO_1, ZERO_2], ids=lambda method: method.label)
+@pytest.mark.parametrize(
+    "method", [ZERO_1, ZERO_2, AS_WELL_COMPILED], ids=lambda method: method.label
+)
 def test_no_engine_of_deepspeed_outlives_its_probe(recorded, method):
     session = recorded(method)
     for rank in range(2):
@@ -66,6 +71,9 @@ def test_no_engine_of_deepspeed_outlives_its_probe(recorded, method):
         (ZERO_1, "DeepSpeedEngine", "DeepSpeedEngine"),
         (ZERO_2, "DeepSpeedEngine", "DeepSpeedEngine"),
         (ZERO_3, "DeepSpeedEngine", "DeepSpeedEngine"),
+        pytest.param(
+            *(ZERO_2_COMPILED, "DeepSpeedEngine", "DeepSpeedEngine"), marks=pytest.mark.thorough
+        ),
         # Compiled first and sharded then.
         pytest.param(
             *(FSDP_COMPILED, "FSDPOptimizedModule", "GPTNeoXForCausalLM"),
@@ -107,7 +115,14 @@ def test_each_rank_holds_its_share_of_the_optimizer_state(recorded, method):
         assert sum(held) >= whole
 
 
-@pytest.mark.parametrize(("method", "partitioned"), [(ZERO_1, False), (ZERO_2, True)])
+@pytest.mark.parametrize(
+    ("method", "partitioned"),
+    [
+        (ZERO_1, False),
+        (ZERO_2, True),
+        pytest.param(ZERO_2_COMPILED, True, marks=pytest.mark.thorough),
+    ],
+)
 def test_zero_2_partitions_gradients_and_zero_1_does_not(recorded, method, partitioned):
     for facts in recorded(method).facts:
         assert facts["partitions gradients"] == partitioned
@@ -129,7 +144,9 @@ def test_checkpointing_runs_each_layer_a_second_time(recorded, method):
         assert facts["seen"]["layer runs"] == runs * facts["seen"]["forward passes"]
 
 
-@pytest.mark.parametrize("method", [NAIVE, COMPILED, ZERO_1, ZERO_2], ids=lambda m: m.label)
+@pytest.mark.parametrize(
+    "method", [NAIVE, COMPILED, ZERO_1, ZERO_2, AS_WELL_COMPILED], ids=lambda m: m.label
+)
 def test_whole_copies_stay_the_same_on_all_ranks(recorded, method):
     # They see different data, so that without a synchronisation they would drift apart.
     first, second = (facts["sum of squares"] for facts in recorded(method).facts)

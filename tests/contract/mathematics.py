@@ -76,11 +76,11 @@ class Case:
         return Case(model=self.model)
 
 
-def asked_for(request: pytest.FixtureRequest, parameter: str, kind: type[Kind]) -> set[Kind]:
+def asked_for(request: pytest.FixtureRequest, parameter: str, kind: type[Kind]) -> list[Kind]:
     """Give what tests of this run have as that parameter."""
     items = (item for item in request.session.items if isinstance(item, pytest.Function))
     found = (item.callspec.params.get(parameter) for item in items if hasattr(item, "callspec"))
-    return {value for value in found if isinstance(value, kind)}
+    return [value for value in found if isinstance(value, kind)]
 
 
 def write_cases(folder: Path, cases: Iterable[Case], gpu_type: str, **fields: Any) -> None:

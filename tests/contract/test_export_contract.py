@@ -34,9 +34,12 @@ CASES = [
 
 
 def is_thorough(model: str, method: Method) -> bool:
-    """Whether its parts are tried apart for this model, and together for another one."""
-    together = sum((method.free_lunch, method.activation_checkpointing, method.offloading)) > 1
-    return together and method.sharding is not Sharding.NONE and model != FAMILIES[0]
+    """Whether checkpointing and sharding are tried apart for this model, and together for another.
+
+    Under FSDP2 (full) they are tried together for each.
+    """
+    apart = method.sharding in (Sharding.NONE, Sharding.FSDP_FULL_SHARD)
+    return method.activation_checkpointing and not apart and model != FAMILIES[0]
 
 
 def name_of(model: str, method: Method) -> str:
@@ -165,7 +168,9 @@ from experiments.export import export
 
 digest = hashlib.sha256()
 output = Path(sys.argv[1]) / "a.json"
-for gpu in GPUS:
+# One of each arithmetic.
+kinds = {(gpu.is_cpu, gpu.supports_bf16, gpu.supports_tf32): name for name, gpu in GPUS.items()}
+for gpu in kinds.values():
     hardware = Hardware(num_nodes=1, gpus_per_node=2, gpu_type=gpu)
     for recipe in MODELS.values():
         for method, reasons in grid(hardware, recipe, MethodSpace.ALL):

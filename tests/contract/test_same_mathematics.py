@@ -67,7 +67,7 @@ def is_thorough(case: Case) -> bool:
     """Whether others check the same: one like it is compiled, or another model checkpointed."""
     sharding = case.method.sharding
     if case.method.free_lunch:
-        return sharding in (Sharding.ZERO_1, Sharding.ZERO_3) or case.model != "pythia-160m"
+        return sharding is Sharding.ZERO_3 or case.model != "pythia-160m"
     repeated = case.method.activation_checkpointing and case.model != "pythia-160m"
     return repeated and sharding not in (Sharding.NONE, Sharding.FSDP_FULL_SHARD)
 

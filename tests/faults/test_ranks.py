@@ -123,7 +123,6 @@ FAULTS = [
         name="runs_out_of_host_memory",
         outcome=Outcome.HOST_OUT_OF_MEMORY,
         cause="RuntimeError: ",
-        thorough=True,
     ),
     # Inside a real training.
     *(

@@ -1,8 +1,8 @@
 """Train a small model on one rank, sharded, and print what its gradients were and what of it ran.
 
 A program of its own, for the hooks of FSDP2 and ZeRO-3. Its arguments are a model, a sharding
-method, `checkpointing`, `compile` (or `trace`, which makes graphs and no code of them) and
-`unhelped` by `compile_recomputed_layers`, as they apply, and a folder.
+method, `checkpointing`, a backend of torch.compile and `unhelped` by `compile_recomputed_layers`,
+as they apply, and a folder.
 """
 
 import json
@@ -23,14 +23,18 @@ from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, Sharding
 from academic_pretraining.training_arguments import training_arguments_fields
 
+# The first makes graphs alone, the second also those of the backward pass, the last their code.
+BACKENDS = ("eager", "aot_eager", "inductor")
+
 
 def main(model: str, sharding: str, *more: str) -> None:
     *how, folder = more
     if "unhelped" in how:
         build.compile_recomputed_layers = lambda *args, **kwargs: None
+    backend = next((name for name in how if name in BACKENDS), None)
     torch.distributed.init_process_group("gloo")
     method = Method(
-        free_lunch="compile" in how or "trace" in how,
+        free_lunch=backend is not None,
         activation_checkpointing="checkpointing" in how,
         sharding=Sharding(sharding),
     )
@@ -48,8 +52,8 @@ def main(model: str, sharding: str, *more: str) -> None:
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-    if "trace" in how:
-        fields["torch_compile_backend"] = "eager"
+    if backend:
+        fields["torch_compile_backend"] = backend
     arguments = TrainingArguments(**fields)
     allow_sharding_on_cpu(arguments)
     trainer = Trainer(

@@ -17,10 +17,10 @@ from academic_pretraining.config import TrainingConfig
 # most so many times longer still: it leaves nothing to extrapolate, and so no further run.
 _LENGTHENED, _NEARLY = 4, 1.5
 # Where several GPUs or the host take part, a step's first micro-batches are not like the rest. Of
-# the twelve such settings on H100s that were lengthened, steps of 3 to 10 had predicted the real
-# one 3% off (median; 13% at most, and 4% with an estimated error of 1.1%); those of four settings
-# of one GPU alone 1%, 2.5% at most (artifacts/README.md). So there a prediction from steps shorter
-# than one in so many is confirmed by longer ones.
+# the 26 such settings on H100s that were lengthened, steps of 3 to 10 had predicted the real one 3%
+# off (median; 14% at most, and 9% with an estimated error of 1.7%); those of four settings of one
+# GPU alone 1%, 2.5% at most (artifacts/README.md). So there a prediction from steps shorter than
+# one in so many is confirmed by longer ones.
 _FAR = 4
 
 

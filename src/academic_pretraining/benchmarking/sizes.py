@@ -22,8 +22,8 @@ from academic_pretraining.benchmarking.probes import Outcome, ProbeResult, Purpo
 from academic_pretraining.config import BatchPlan, TrainingConfig
 
 # A smaller micro-batch gains less with each halving, and each may cost a compilation of minutes: in
-# the five settings that timed three sizes on H100s a halving gained 0.3 to 2.9%, and the next one
-# lost 5 to 14%, at least 6 points less (Pythia 160m, 410m and 1b; artifacts/results).
+# the six settings that timed three sizes on H100s a halving gained 0.3 to 6.2%, and the next one
+# lost 5 to 84%, at least 6 points less (Pythia 160m, 410m and 1b; artifacts/results).
 _LEAST_GAIN = 0.04
 
 
