@@ -130,6 +130,12 @@ def results(hardware: Hardware, model: str, also: Collection[str] = ()) -> "pl.D
     return frame(about(records(), hardware, model), also)
 
 
+def say(*lines: str) -> None:
+    """Print what is beside a result on stderr, so that the result stands alone."""
+    for line in lines:
+        print(one_line(line), file=sys.stderr)
+
+
 def say_other_versions(rows: "pl.DataFrame") -> None:
     """Say on stderr where these results are of other versions than are installed.
 
@@ -139,4 +145,4 @@ def say_other_versions(rows: "pl.DataFrame") -> None:
 
     for row in rows.filter("current_libraries").head(1).iter_rows(named=True):
         if said := other_versions(row["libraries"], row["model"]):
-            print(one_line(said), file=sys.stderr)
+            say(said)

@@ -1,5 +1,6 @@
 """Measure which Trainer settings train a model fastest on given hardware."""
 
+import contextlib
 import functools
 import os
 import sys
@@ -13,6 +14,7 @@ from _cli import (
     hardware_from,
     results,
     run,
+    say,
     say_other_versions,
     terminal_width,
     workspace_dir,
@@ -22,7 +24,7 @@ from academic_pretraining.benchmarking.effort import QUICK, Effort
 from academic_pretraining.benchmarking.scratch import any_begun
 from academic_pretraining.config import TrainingConfig, grid, why_tolerance_invalid
 from academic_pretraining.cores import usable_cores
-from academic_pretraining.errors import InvalidConfigError, one_line
+from academic_pretraining.errors import InvalidConfigError, NoResultsError
 from academic_pretraining.gpus import Hardware, check_hardware
 from academic_pretraining.methods import Method, MethodSpace
 from academic_pretraining.models import get_model
@@ -247,11 +249,14 @@ def _print_results(
         chosen = "" if methods is None else " of these methods"
         print(f"no results yet{chosen} for {model} on this hardware in {workspace_dir()}")
         return
-    from experiments.tables import faster_with_limits, print_results
+    from academic_pretraining.results import leaders
+    from experiments.tables import as_fast_as, faster_with_limits, print_results
 
     print_results(rows, terminal_width(), detail=detail)
-    for line in faster_with_limits(rows):
-        print(one_line(line), file=sys.stderr)
+    # None of them may be one to choose.
+    with contextlib.suppress(NoResultsError):
+        say(*as_fast_as(leaders(rows, hardware, model)))
+    say(*faster_with_limits(rows))
     say_other_versions(rows)
 
 

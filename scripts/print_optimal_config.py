@@ -4,7 +4,7 @@ import datetime
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
-from _cli import GpuName, ModelName, results, run, say_other_versions, terminal_width
+from _cli import GpuName, ModelName, results, run, say, say_other_versions, terminal_width
 
 from academic_pretraining.errors import InvalidConfigError, one_line
 from academic_pretraining.gpus import Hardware
@@ -85,11 +85,13 @@ def main(
             "--save-seconds is of checkpoints: give --save-every-steps with it"
         )
 
-    from academic_pretraining.results import fastest
+    from academic_pretraining.results import leaders
+    from experiments.tables import as_fast_as
 
     hardware = Hardware(num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu_type=gpu_type)
     found = results(hardware, model)
-    row = fastest(found, hardware, model, same_numerics=numerics == "reference")
+    best = leaders(found, hardware, model, same_numerics=numerics == "reference")
+    row = best.head(1)
     plan = None if habits == Habits() else _schedule(habits, row.row(0, named=True), save_seconds)
     others = found.filter(outcome="measured", current_libraries=False)
     if not others.is_empty():
@@ -99,6 +101,7 @@ def main(
         print(f"measured with {limits}", file=sys.stderr)
     if company := row["company"].item():
         print(f"measured beside others on the GPUs: {company}", file=sys.stderr)
+    say(*as_fast_as(best))
     print(_drawn(row.select(*_SHOWN), terminal_width()))
     if plan:
         print(f"whole run: {plan.text}; begun now, over on {plan.end(datetime.datetime.now())}")

@@ -11,7 +11,7 @@ from samples import FREE_LUNCH, MEASURED, ONE, OUT_OF_MEMORY, TWO, kept_record
 from academic_pretraining.errors import NoResultsError
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, MethodSpace, Sharding, method_space
-from academic_pretraining.results import SCHEMA, fastest, frame, select
+from academic_pretraining.results import SCHEMA, fastest, frame, leaders, select
 
 
 def test_an_empty_frame_has_the_columns_and_answers():
@@ -201,3 +201,29 @@ def test_the_interval_of_zero_3_is_wide():
     [row] = frame([kept_record(Method(free_lunch=True, sharding=Sharding.ZERO_3))]).to_dicts()
     half = (row["training_days_high"] - row["training_days_low"]) / 2 / row["training_days"]
     assert half == pytest.approx(math.hypot(0.15, 3.182 * 0.01 / 2.5))
+
+
+def test_what_is_apart_by_less_than_is_known_leads_together():
+    # Intervals of 2.5% each, and of 15% for ZeRO-3.
+    seconds = {
+        Method(): 3.0,
+        FREE_LUNCH: 2.0,
+        Method(free_lunch=True, activation_checkpointing=True): 2.07,
+        Method(free_lunch=True, sharding=Sharding.ZERO_1): 2.08,
+        Method(free_lunch=True, sharding=Sharding.ZERO_3): 2.3,
+        Method(free_lunch=True, sharding=Sharding.FSDP_FULL_SHARD): 2.02,
+    }
+    results = frame(kept_record(method, seconds=s) for method, s in seconds.items())
+    assert leaders(results, TWO, "pythia-160m")["step_seconds"].to_list() == [2.0, 2.02, 2.07, 2.3]
+    same = leaders(results, TWO, "pythia-160m", same_numerics=True)
+    assert same["step_seconds"].to_list() == [2.0, 2.07]
+    assert leaders(results.head(1), TWO, "pythia-160m")["step_seconds"].to_list() == [3.0]
+    with pytest.raises(NoResultsError):
+        leaders(results, ONE, "pythia-160m")
+
+
+def test_of_a_setting_only_the_result_that_counts_leads():
+    limited = kept_record(seconds=2.0, at=3.0) | {"limits": {"timing_seconds": 1}, "key": "limited"}
+    results = frame([kept_record(seconds=2.01, at=1.0), limited], also={"limited"})
+    assert results.height == 2
+    assert leaders(results, TWO, "pythia-160m")["step_seconds"].to_list() == [2.01]

@@ -162,6 +162,27 @@ def fastest(
     Raises:
         NoResultsError: nothing was measured for this hardware and model.
     """
+    return _ranked(results, hardware, model, same_numerics).head(1)
+
+
+def leaders(
+    results: pl.DataFrame, hardware: Hardware, model: str, *, same_numerics: bool = False
+) -> pl.DataFrame:
+    """Find the fastest setting, and after it those that may be as fast.
+
+    Their training times are apart by less than the 95% interval of that difference. Arguments and
+    errors are those of `fastest`.
+    """
+    rows = _ranked(results, hardware, model, same_numerics)
+    half = pl.col("training_days_high") - pl.col("training_days")
+    apart = pl.col("training_days") - pl.col("training_days").first()
+    return rows.filter(apart <= (half**2 + half.first() ** 2).sqrt())
+
+
+def _ranked(
+    results: pl.DataFrame, hardware: Hardware, model: str, same_numerics: bool
+) -> pl.DataFrame:
+    """Sort the settings that may be chosen, the fastest first; of each the result that counts."""
     rows = select(results, hardware, model).filter(*_CURRENT, outcome="measured")
     if not rows.is_empty():
         rows = rows.filter(current_libraries=True)
@@ -177,13 +198,13 @@ def fastest(
                 f"every result for {model} on this hardware has other numerics than plain data "
                 "parallelism: leave --numerics out, or measure naive too"
             )
-    rows = rows.sort("training_days")
     if rows.is_empty():
         raise NoResultsError(
             f"no result yet for {model} on {hardware.num_nodes} x {hardware.gpus_per_node} "
             f"{hardware.gpu_type}: run scripts/benchmark.py with the same flags first"
         )
-    return rows.head(1)
+    counting = rows.sort(*ORDER).unique(_SETTING, keep="last", maintain_order=True)
+    return counting.sort("training_days", maintain_order=True)
 
 
 def method_of(row: dict[str, Any]) -> Method:

@@ -83,6 +83,16 @@ def test_the_winner_can_be_restricted_to_the_reference(cli, remember, made_up):
     assert (found["sharding"], found["numerics"]) == ("none", "reference")
 
 
+def test_who_may_be_as_fast_is_said_beside_it(cli, remember, made_up):
+    remember(made_up(ON_TWO, Method(), 2.02), made_up(ON_TWO, SHARDED, 2.0))
+    answer = cli("print_optimal_config.py", *HARDWARE, "--model", "pythia-160m")
+    assert row(answer.out)["sharding"] == "zero_2"
+    assert answer.err == (
+        "free-lunch + ZeRO-2 + offloading (3.0 GiB) is not told apart by its time from naive "
+        "(+1.0%, 3.0 GiB)\n"
+    )
+
+
 def test_without_a_result_the_user_is_told_what_to_run(cli, remember, made_up):
     remember(made_up(ON_TWO, Method(), 3.0))
     assert cli.refuses("print_optimal_config.py", *HARDWARE, "--model", "vit") == (
