@@ -394,6 +394,23 @@ def test_of_the_results_only_those_of_the_methods_asked_for_are_printed(
     assert answer.out.startswith("no results yet of these methods") == (not shown)
 
 
+def test_who_may_be_as_fast_as_the_fastest_is_said_below_the_results(cli, remember, made_up):
+    checkpointing = Method(free_lunch=True, activation_checkpointing=True)
+    remember(
+        made_up(ON_TWO, Method(), 3.0),
+        made_up(ON_TWO, checkpointing, 2.02),
+        made_up(ON_TWO, Method(free_lunch=True), 2.0),
+    )
+    command = ("--model", "pythia-160m", "--cmd", "print-results")
+    answer = cli("benchmark.py", *GPUS, 2, *command)
+    assert (answer.status, answer.err) == (
+        0,
+        "free-lunch (3.0 GiB) is not told apart by its time from free-lunch + checkpointing "
+        "(+1.0%, 3.0 GiB)\n",
+    )
+    assert cli("benchmark.py", *GPUS, 2, *command, "--only", "naive", "free-lunch").err == ""
+
+
 def test_results_are_printed_fastest_first(cli, remember, made_up):
     checkpointing = Method(free_lunch=True, activation_checkpointing=True)
     remember(
