@@ -21,6 +21,9 @@ _FAR = 4
 # four examples had grown by 14 to 71%, and the line held, but for vit with checkpointing: by 0.7%,
 # after which 4,096 should have fitted, and 2,048 did not (artifacts/results).
 _KNOWN_SHARE = 0.1
+# Less will do where three peaks or more grow alike: what hid the growth at small sizes would bend
+# the line. Where the model's states take most of the device, hardly more can grow.
+_STRAIGHT_SHARE, _BEND = 0.02, 0.1
 # Of what grows without compilation, what must have grown with it to be told from the rest: on H100s
 # compiled code's took 0.36 times as much and more (artifacts/results).
 _COMPILED_SHARE = 0.2
@@ -172,16 +175,18 @@ class _Line(NamedTuple):
         size, peak: of the largest one that was run.
         slope: bytes for each example.
         grown: bytes that it has more than the smallest.
+        straight: whether three peaks or more grow alike.
     """
 
     size: int
     peak: float
     slope: float
     grown: float
+    straight: bool = False
 
     @property
     def known(self) -> bool:
-        return self.grown >= _KNOWN_SHARE * self.peak
+        return self.grown >= (_STRAIGHT_SHARE if self.straight else _KNOWN_SHARE) * self.peak
 
     def at(self, size: float) -> float:
         return self.peak + self.slope * (size - self.size)
@@ -195,8 +200,10 @@ def _line(peaks: Mapping[int, int]) -> _Line:
     """
     *smaller, (size, peak) = sorted(peaks.items())
     ends = (smaller[0], smaller[-1]) if smaller else ((0, 0),)
-    slope = max((peak - low) / (size - small) for small, low in ends)
-    return _Line(size, peak, slope, peak - ends[0][1])
+    slopes = [(peak - low) / (size - small) for small, low in ends]
+    grown, slope = peak - ends[0][1], max(slopes)
+    straight = len(smaller) > 1 and max(slopes) - min(slopes) <= _BEND * slope
+    return _Line(size, peak, slope, grown, straight)
 
 
 def _peaks(config: TrainingConfig, history: Iterable[ProbeResult]) -> dict[int, int]:
