@@ -1,7 +1,6 @@
 """Print the fastest measured settings as one polars row."""
 
 import datetime
-import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from _cli import GpuName, ModelName, results, run, say, say_other_versions, terminal_width
@@ -95,12 +94,12 @@ def main(
     plan = None if habits == Habits() else _schedule(habits, row.row(0, named=True), save_seconds)
     others = found.filter(outcome="measured", current_libraries=False)
     if not others.is_empty():
-        print(f"{len(others)} results of other library versions are left out", file=sys.stderr)
+        say(f"{len(others)} results of other library versions are left out")
     say_other_versions(row)
     if limits := row["limits"].item():
-        print(f"measured with {limits}", file=sys.stderr)
+        say(f"measured with {limits}")
     if company := row["company"].item():
-        print(f"measured beside others on the GPUs: {company}", file=sys.stderr)
+        say(f"measured beside others on the GPUs: {company}")
     say(*as_fast_as(best))
     print(_drawn(row.select(*_SHOWN), terminal_width()))
     if plan:

@@ -75,6 +75,9 @@ _SETTING = [
     "offloading",
 ]
 _CURRENT = ["current_recipe", "current_arguments"]
+_BEST_LAST = ("current_libraries", *ORDER)
+# Of rows sorted by that, the one of each setting that stands for it.
+_counts = pl.struct(*_SETTING, *_CURRENT).is_last_distinct()
 
 training_days = (pl.col("step_seconds") * pl.col("max_steps") / SECONDS_PER_DAY).alias(
     "training_days"
@@ -125,8 +128,8 @@ def frame(records: Iterable[dict[str, Any]], also: Collection[str] = ()) -> pl.D
                 "current_libraries"
             )
         )
-        .sort("current_libraries", *ORDER, maintain_order=True)
-        .filter(pl.struct(*_SETTING, *_CURRENT).is_last_distinct() | pl.col("also"))
+        .sort(*_BEST_LAST, maintain_order=True)
+        .filter(_counts | pl.col("also"))
         .drop("also")
         .sort("measured_at", maintain_order=True)
         .with_columns(training_days, training_days_low, training_days_high, units_per_second)
@@ -203,7 +206,8 @@ def _ranked(
             f"no result yet for {model} on {hardware.num_nodes} x {hardware.gpus_per_node} "
             f"{hardware.gpu_type}: run scripts/benchmark.py with the same flags first"
         )
-    counting = rows.sort(*ORDER).unique(_SETTING, keep="last", maintain_order=True)
+    # Beside it there may be some that `frame` was asked for.
+    counting = rows.sort(*_BEST_LAST, maintain_order=True).filter(_counts)
     return counting.sort("training_days", maintain_order=True)
 
 

@@ -272,14 +272,12 @@ devices = st.builds(
 )
 
 
-# Most of what a step takes is the same at all sizes, and 256 examples fit with compilation.
-STATIC = a_device(
-    *(10.57, 0.5625, 130.0, 0.0), compiled_share=0.375, compiled_time=0.7, launch_seconds=0.5
-)
-
-
 def test_little_growth_on_a_straight_line_is_enough():
-    history = search(config_on(FREE_LUNCH, batch=512), STATIC)
+    # Most of what a step takes is the same at all sizes, and 256 examples fit with compilation.
+    device = a_device(
+        *(10.57, 0.5625, 130.0, 0.0), compiled_share=0.375, compiled_time=0.7, launch_seconds=0.5
+    )
+    history = search(config_on(FREE_LUNCH, batch=512), device)
     assert story(history) == "m1 m4 m16 c64 c256"
 
 

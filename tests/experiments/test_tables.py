@@ -3,15 +3,14 @@ import re
 from typing import Any
 
 import pytest
-from samples import MEASURED, OUT_OF_MEMORY, TIMING
+from samples import MEASURED, OUT_OF_MEMORY, TIMING, TWO, kept_record
 
-from academic_pretraining.config import TrainingConfig, grid
+from academic_pretraining.config import grid
 from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, MethodSpace, Sharding
 from academic_pretraining.models import MODELS
-from academic_pretraining.records import Measurement, to_record
+from academic_pretraining.records import Measurement
 from academic_pretraining.results import frame, leaders
-from experiments.identity import cache_key
 from experiments.tables import as_fast_as, days, faster_with_limits, print_results
 
 COLUMNS = [
@@ -22,7 +21,6 @@ DETAIL = [
     *("method", "of datasheet", "of ceiling", "data", "communication", "optimizer", "others"),
     *("checkpoint", "ceiling", "hardware FLOPs"),
 ]
-TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="h200")
 SHARDED = Method(free_lunch=True, sharding=Sharding.ZERO_2)
 
 
@@ -35,12 +33,9 @@ def record_of(
     hardware: Hardware = TWO,
     **versions: str,
 ) -> dict[str, Any]:
-    if step is not None:
-        best = dataclasses.replace(TIMING, step_seconds=step)
-        measurement = dataclasses.replace(measurement, best=best)
-    config = TrainingConfig(hardware=hardware, recipe=MODELS[model], method=method)
-    record = to_record(config, measurement, versions=versions, measured_at=0.0)
-    return record | {"key": cache_key(config)}
+    return kept_record(
+        method, measurement, seconds=step, model=model, hardware=hardware, versions=versions
+    )
 
 
 def tables_of(text: str) -> list[list[list[str]]]:
