@@ -69,25 +69,6 @@ def faster_with_limits(rows: pl.DataFrame) -> Iterator[str]:
         )
 
 
-def as_fast_as(leaders: pl.DataFrame) -> Iterator[str]:
-    """Say which settings may be as fast as the fastest, for some other reason may choose.
-
-    Args:
-        leaders: of `results.leaders`.
-    """
-    first, *others = leaders.to_dicts()
-    said = [
-        f"{method_of(row).label} (+{100 * (row['training_days'] / first['training_days'] - 1):.1f}%"
-        f", {row['peak_memory_gib']:.1f} GiB)"
-        for row in others
-    ]
-    if said:
-        yield (
-            f"{method_of(first).label} ({first['peak_memory_gib']:.1f} GiB) is not told apart by "
-            f"its time from {', '.join(said)}"
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Column:
     """One column; its cells are figures, of which none is divided, or words."""

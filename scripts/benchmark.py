@@ -250,7 +250,8 @@ def _print_results(
         print(f"no results yet{chosen} for {model} on this hardware in {workspace_dir()}")
         return
     from academic_pretraining.results import leaders
-    from experiments.tables import as_fast_as, faster_with_limits, print_results
+    from experiments.remarks import as_fast_as
+    from experiments.tables import faster_with_limits, print_results
 
     print_results(rows, terminal_width(), detail=detail)
     # None of them may be one to choose.

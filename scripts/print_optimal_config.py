@@ -85,7 +85,7 @@ def main(
         )
 
     from academic_pretraining.results import leaders
-    from experiments.tables import as_fast_as
+    from experiments.remarks import as_fast_as
 
     hardware = Hardware(num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu_type=gpu_type)
     found = results(hardware, model)

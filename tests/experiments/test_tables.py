@@ -10,8 +10,8 @@ from academic_pretraining.gpus import Hardware
 from academic_pretraining.methods import Method, MethodSpace, Sharding
 from academic_pretraining.models import MODELS
 from academic_pretraining.records import Measurement
-from academic_pretraining.results import frame, leaders
-from experiments.tables import as_fast_as, days, faster_with_limits, print_results
+from academic_pretraining.results import frame
+from experiments.tables import days, faster_with_limits, print_results
 
 COLUMNS = [
     *("method", "training days", "step", "micro-batch x accumulation", "peak memory", "MFU"),
@@ -292,20 +292,3 @@ def test_a_limited_result_that_is_faster_than_the_whole_one_is_named(whole, step
     rows = frame([whole, limited], {LIMITED_KEY})
     line = f"free-lunch + ZeRO-2: {said}, by which settings are chosen"
     assert list(faster_with_limits(rows)) == ([line] if said else [])
-
-
-def test_who_may_be_as_fast_is_said_with_what_else_may_decide():
-    def lines(*seconds: float) -> list[str]:
-        methods = (
-            SHARDED,
-            Method(free_lunch=True),
-            Method(free_lunch=True, sharding=Sharding.ZERO_1),
-        )
-        rows = frame(record_of(m, step=s) for m, s in zip(methods, seconds, strict=True))
-        return list(as_fast_as(leaders(rows, TWO, "pythia-160m")))
-
-    assert lines(2.0, 3.0, 4.0) == []
-    assert lines(2.02, 2.0, 2.05) == [
-        "free-lunch (3.0 GiB) is not told apart by its time from free-lunch + ZeRO-2 (+1.0%, 3.0 "
-        "GiB), free-lunch + ZeRO-1 (+2.5%, 3.0 GiB)"
-    ]
