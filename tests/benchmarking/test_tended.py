@@ -29,6 +29,11 @@ def sleepers(found: list[psutil.Process]) -> None:
     found += [psutil.Process(shell.pid), psutil.Process(int(shell.stdout.readline()))]
 
 
+def are_gone(found: list[psutil.Process]) -> bool:
+    """Wait for what is being ended; left alone they would be there for minutes."""
+    return psutil.wait_procs(found, timeout=30)[1] == []
+
+
 def test_what_came_of_it_is_given_and_its_folder_goes(tmp_path):
     def start(variables):
         folder = Path(variables["TMPDIR"])
@@ -74,7 +79,19 @@ def test_processes_are_ended_whatever_came_of_it():
     found: list[psutil.Process] = []
     tended(lambda variables: sleepers(found), source=SOURCE)
     assert len(found) == 2
-    assert not any(process.is_running() for process in found)
+    assert are_gone(found)
+
+
+def test_an_orphan_of_earlier_is_ended_too():
+    found: list[psutil.Process] = []
+
+    def start(variables):
+        orphan = ["sh", "-c", "sleep 600 > /dev/null 2>&1 & echo $!"]
+        said = subprocess.run(orphan, capture_output=True, text=True, check=True).stdout
+        found.append(psutil.Process(int(said)))
+
+    tended(start, source=SOURCE)
+    assert are_gone(found)
 
 
 def test_those_of_before_are_left_alone():
@@ -110,5 +127,5 @@ def test_a_signal_stops_what_does_not_listen(number, send):
         tended(start, source=SOURCE)
     assert time.monotonic() - began < 30
     over.set()
-    assert not any(process.is_running() for process in found)
+    assert are_gone(found)
     assert signal.getsignal(signal.SIGTERM) is before

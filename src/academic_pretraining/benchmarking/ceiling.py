@@ -38,7 +38,7 @@ def ceiling_flops(config: TrainingConfig, *, seconds: float = 0.3) -> float:
     try:
         left, right = (torch.randn(size, size, **how) for _ in range(2))
         torch.matmul(left, right)
-        best = float("inf")
+        best = _timed(left, right, cuda)
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             best = min(best, _timed(left, right, cuda))

@@ -174,7 +174,11 @@ def _watch(
     probe: Probe | None = None
     warm = False
     while True:
+        # Both before the events, which may be newer: a failure's own probe has begun by then.
         exited = launched.process.poll() is not None
+        failure = None
+        with contextlib.suppress(FileNotFoundError):
+            failure = first_failure(directory, hardware)
         if asked is None and (ready_at := launched.ready_at()) is not None:
             end.start_seconds = max(0.0, ready_at - launched.began_at)
             end.start_wait_seconds = time.monotonic() - began
@@ -207,9 +211,6 @@ def _watch(
                 case "done":
                     end.finished = True
                     return end
-        failure = None
-        with contextlib.suppress(FileNotFoundError):
-            failure = first_failure(directory, hardware)
         # Without a folder nobody will be heard of any more.
         if failure or exited or not directory.exists():
             end.results.append(failed(probe, directory, failure))

@@ -20,6 +20,7 @@ from academic_pretraining.gpus import Hardware
 _GRACE_SECONDS = 0.5
 # The driver takes a few seconds to let go of a killed process, whose connections are gone at once.
 _DEATH_SECONDS = 10.0
+_CERTAIN = (Outcome.OUT_OF_MEMORY, Outcome.HOST_OUT_OF_MEMORY)
 # Of a rank's stacks: Dynamo traces, Inductor compiles. Compiled code runs without these.
 _COMPILING = re.compile(
     r"torch/_(dynamo/(convert_frame|symbolic_convert|output_graph)"
@@ -42,19 +43,29 @@ def first_failure(directory: Path, hardware: Hardware) -> dict[str, Any] | None:
     if not killed and not found_in(directory, "rank*.failure.json"):
         return None
     time.sleep(_GRACE_SECONDS)
-    failures = [read_failure(p) for p in found_in(directory, "rank*.failure.json")]
-    # One rank out of memory makes the others fail in their collectives, sometimes sooner.
-    certain = (Outcome.OUT_OF_MEMORY, Outcome.HOST_OUT_OF_MEMORY)
-    memory = [f for f in failures if f["outcome"] in certain]
+    failures = _failures(directory)
     if mismatch := next((f["mismatch"] for f in failures if "mismatch" in f), None):
         raise HardwareMismatchError(mismatch)
-    if (killed and not memory) or not failures:
+    if not failures:
         # Those that were listed may have gone with their folder.
         return killed
-    first = min(memory or failures, key=lambda failure: failure["time"])
+    first = _first_of(failures)
+    if killed and first["outcome"] not in _CERTAIN:
+        return killed
     if first.get("misses_another"):
-        return _death(directory, hardware) or first
+        # Meanwhile that one may have said what it lacked.
+        return _death(directory, hardware) or _first_of(_failures(directory) or failures)
     return first
+
+
+def _failures(directory: Path) -> list[dict[str, Any]]:
+    return [read_failure(path) for path in found_in(directory, "rank*.failure.json")]
+
+
+def _first_of(failures: list[dict[str, Any]]) -> dict[str, Any]:
+    """Take memory first: one rank without makes the others fail in their collectives, or sooner."""
+    memory = [failure for failure in failures if failure["outcome"] in _CERTAIN]
+    return min(memory or failures, key=lambda failure: failure["time"])
 
 
 def _death(directory: Path, hardware: Hardware) -> dict[str, Any] | None:

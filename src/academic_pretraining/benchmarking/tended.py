@@ -118,6 +118,9 @@ def _nobody_left(launched: Future[_T]) -> Iterator[None]:
     before = set(psutil.Process().children(recursive=True))
     began_at = time.time()
     grace = 0.0
+    # What outlives its parent comes to be a child of this process, and not of the system's first:
+    # ranks whose agent is gone, and an agent whose shell was killed with all of its group.
+    _adopt_orphans(True)
     try:
         yield
         grace = _GRACE_SECONDS
@@ -131,13 +134,15 @@ def _nobody_left(launched: Future[_T]) -> Iterator[None]:
             remove_dead_build_locks(os.environ, since=began_at)
             # A thread that is not over when Python ends aborts it.
             wait([launched], timeout=_END_SECONDS)
+            _adopt_orphans(False)
+
+
+def _adopt_orphans(wish: bool) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(wish), 0, 0, 0)
 
 
 def _end_children(before: set[psutil.Process], grace: float) -> None:
-    if sys.platform == "linux":
-        # Ranks whose agent is gone come to be children of this process, and not of the system's.
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
     def left() -> list[psutil.Process]:
         return [p for p in psutil.Process().children(recursive=True) if p not in before]
 
@@ -148,5 +153,3 @@ def _end_children(before: set[psutil.Process], grace: float) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 end(process)
         psutil.wait_procs(found, timeout=_END_SECONDS)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
