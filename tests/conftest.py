@@ -2,6 +2,7 @@ import os
 import signal
 
 import pytest
+from hypothesis import settings
 
 # A shell that runs the tests in the background ignores SIGINT for all that they start, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -9,6 +10,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Beside others, a second thread waits for a core: what takes 1 s alone took up to 25.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same cases in every run; other ones, every night, with `--hypothesis-profile=random`.
+settings.register_profile("same", settings.get_profile("ci"))
+settings.register_profile("random", settings.get_profile("ci"), derandomize=False)
+settings.load_profile("same")
 
 pytest_plugins = ["playing", "sessions", "sweeping"]
 

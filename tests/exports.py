@@ -7,12 +7,8 @@ from collections.abc import Callable
 from hypothesis import HealthCheck, settings
 from in_process import COMMANDS, InProcess
 
-# Many cases, the same ones every time.
 many = settings(
     max_examples=100,
-    derandomize=True,
-    deadline=None,
-    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 READERS = ("training.py", "verify.py")

@@ -109,9 +109,17 @@ def altered_session(altered_launch) -> Callable[..., Session]:
     """Run a real session whose workers were changed."""
 
     def run(name: str, config: TrainingConfig, effort: Effort = QUICK, ranks: str = "1") -> Session:
-        return see_out(altered_launch(name, config, ranks), config, effort)
+        session = see_out(altered_launch(name, config, ranks), config, effort)
+        if _lost_its_port(session.directory):
+            session = see_out(altered_launch(name, config, ranks), config, effort)
+        return session
 
     return run
+
+
+def _lost_its_port(directory: Path) -> bool:
+    """Whether another process took the port that torchrunx chose seconds before rank 0 binds it."""
+    return "EADDRINUSE" in (directory / "launcher.log").read_text(errors="replace")
 
 
 def see_out(launched: Launched, config: TrainingConfig, effort: Effort = QUICK) -> Session:

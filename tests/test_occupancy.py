@@ -103,7 +103,7 @@ def test_what_is_little_depends_on_the_device(smi, total, busy):
 
 def test_a_process_that_is_ending_is_waited_for(smi, tmp_path: Path):
     smi((9_000, 0), (0, 0))
-    check_idle(TWO, {}, patience_seconds=10.0)
+    check_idle(TWO, {}, patience_seconds=60.0)
     assert (tmp_path / "number").read_text() == "1\n"
 
 
@@ -160,7 +160,7 @@ def test_scripts_take_turns(smi, holder, killed):
         other.kill() if killed else other.stdin.write("\n") and other.stdin.flush()
 
     with gpus_alone(TWO, os.environ, on_wait=release):
-        assert other.wait(10) == (-9 if killed else 0)
+        assert other.wait(60) == (-9 if killed else 0)
     assert told == [
         f"another measurement (process {other.pid}) is using a GPU: waiting for its end"
     ]
@@ -200,7 +200,7 @@ import os, sys, time
 reader, writer = os.pipe()
 if not os.fork():
     os.write(writer, b"forked")
-    os.execvp("sleep", ["sleep", "30"]) if sys.argv[3] == "executes" else time.sleep(30)
+    os.execvp("sleep", ["sleep", "600"]) if sys.argv[3] == "executes" else time.sleep(600)
 os.read(reader, 6)
 """
 
@@ -260,7 +260,7 @@ def test_strangers_are_refused_at_once_unless_allowed(smi, holder, monkeypatch):
 @pytest.mark.parametrize("leaves", [False, True])
 def test_who_comes_later_is_seen_when_asked(smi, holder, monkeypatch, leaves):
     smi((0, 0))
-    monkeypatch.setattr(occupancy, "PATIENCE_SECONDS", 5.0 if leaves else 0.0)
+    monkeypatch.setattr(occupancy, "PATIENCE_SECONDS", 60.0 if leaves else 0.0)
     with gpus_alone(TWO, {}) as company:
         smi((0, 20_480), *[(0, 0)] * leaves)
         assert (company.allowed, company.first) == (False, "")
@@ -269,7 +269,7 @@ def test_who_comes_later_is_seen_when_asked(smi, holder, monkeypatch, leaves):
 
 def test_its_own_ending_process_is_no_company(smi, holder):
     smi((0, 30_000), (0, 0))
-    with gpus_alone(TWO, {}, allow_busy=True, patience_seconds=20.0) as company:
+    with gpus_alone(TWO, {}, allow_busy=True, patience_seconds=60.0) as company:
         assert company.first == ""
 
 

@@ -283,6 +283,11 @@ def test_the_slowest_rank_counts_in_every_step(tmp_path):
         )
         for rank in range(2)
     ]
-    reports = [json.loads(rank.communicate(timeout=60)[0]) for rank in ranks]
+    try:
+        reports = [json.loads(rank.communicate(timeout=600)[0]) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
     assert [report["samples"] for report in reports] == [[4.0, 3.0]] * 2
     assert [report["step_seconds"] for report in reports] == [3.5, 3.5]

@@ -32,6 +32,13 @@ def fail(rank, outcome, cause, when):
     (folder / f"rank{{rank}}.partial").write_text(json.dumps(failure))
     (folder / f"rank{{rank}}.partial").rename(folder / f"rank{{rank}}.failure.json")
 
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+(folder / "group").write_text(str(os.getpgid(0)))
+
+def name(rank, number):
+    (folder / f"rank{{rank}}.named").write_text(str(number))
+    (folder / f"rank{{rank}}.named").rename(folder / f"rank{{rank}}.pid")
+
 def come_and_wait():
     for rank in range(2):
         (folder / f"rank{{rank}}.ready").touch()
@@ -133,8 +140,8 @@ def test_ranks_that_all_died_of_a_signal_are_named(play, tmp_path):
         import subprocess
         dead = subprocess.Popen(["true"])
         dead.wait()
-        (folder / "rank0.pid").write_text(str(dead.pid))
-        (folder / "rank1.pid").write_text(str(dead.pid))
+        name(0, dead.pid)
+        name(1, dead.pid)
         print("[rank0]: torchrunx.utils.errors.WorkerFailedError: Signal 9 (SIGKILL)", flush=True)
         """
     )
@@ -158,13 +165,18 @@ def test_the_earliest_of_several_crashes_is_the_cause(play, first):
     assert result.log == f"rank{first}.log"
 
 
-def test_memory_that_ran_out_comes_before_the_crash_that_it_led_to(play, monkeypatch):
+@pytest.mark.parametrize("cause", ["Connection closed by peer", "in a collective"])
+def test_memory_that_ran_out_comes_before_the_crash_that_it_led_to(play, monkeypatch, cause):
     # The rank that was left alone may be the first to say so.
-    monkeypatch.setattr(post_mortem, "_GRACE_SECONDS", 2.0)
+    missed = "Connection" in cause
+    monkeypatch.setattr(post_mortem, "_GRACE_SECONDS", 0.1 if missed else 4.0)
+    monkeypatch.setattr(post_mortem, "_DEATH_SECONDS", 60.0 if missed else 0.0)
     end = play(
-        """
-        fail(0, "crashed", "Connection closed by peer", 1.0)
-        time.sleep(0.3)
+        f"""
+        name(0, os.getpid())
+        name(1, os.getpid())
+        fail(0, "crashed", {cause!r}, 1.0)
+        time.sleep(1.0)
         fail(1, "out of memory", "OutOfMemoryError", 2.0)
         time.sleep(60)
         """
@@ -179,8 +191,8 @@ def test_a_killed_rank_that_takes_its_time_to_be_gone_is_named(play, tmp_path):
         """
         import subprocess
         dying = subprocess.Popen(["sleep", "1.5"])
-        (folder / "rank0.pid").write_text(str(os.getpid()))
-        (folder / "rank1.pid").write_text(str(dying.pid))
+        name(0, os.getpid())
+        name(1, dying.pid)
         fail(0, "crashed", "RuntimeError: [pair.cc:547] Connection closed by peer [127.0.0.1]", 1.0)
         dying.wait()
         time.sleep(60)
@@ -196,7 +208,7 @@ def test_a_connection_that_both_ranks_lost_is_the_cause(play):
     end = play(
         """
         for rank in range(2):
-            (folder / f"rank{rank}.pid").write_text(str(os.getpid()))
+            name(rank, os.getpid())
             fail(rank, "crashed", f"Connection reset by peer of rank{rank}", 1.0 + rank)
         time.sleep(60)
         """
@@ -224,17 +236,19 @@ def test_a_failure_after_an_answered_probe_is_not_laid_to_it(play):
 def test_silence_beyond_the_deadline_is_a_hang_and_ends_the_child(
     play, tmp_path, monkeypatch, living_in_group, started
 ):
-    monkeypatch.setattr(launch, "START_SECONDS", 60.0 if started else 1.0)
+    def be_brief():
+        if not started:
+            monkeypatch.setattr(launch, "START_SECONDS", 1.0)
+
     end = play(
         f"""
+        os.fork()
         if {started}:
             tell(kind="start", probe=PROBE)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        (folder / "group").write_text(str(os.getpgid(0)))
-        os.fork()
         time.sleep(600)
         """,
         a_probe(deadline_seconds=1.0),
+        on_ready=be_brief,
     )
     [result] = end.results
     assert result.outcome is Outcome.HUNG
@@ -328,8 +342,8 @@ def test_a_killed_rank_that_nobody_misses_is_named(play, tmp_path):
         import subprocess
         dead = subprocess.Popen(["true"])
         dead.wait()
-        (folder / "rank0.pid").write_text(str(os.getpid()))
-        (folder / "rank1.pid").write_text(str(dead.pid))
+        name(0, os.getpid())
+        name(1, dead.pid)
         time.sleep(60)
         """
     )

@@ -281,7 +281,7 @@ def test_little_growth_on_a_straight_line_is_enough():
     assert story(history) == "m1 m4 m16 c64 c256"
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     device=devices,
     method=st.sampled_from([NAIVE, FREE_LUNCH, ZERO_3]),

@@ -131,7 +131,8 @@ class Reporter:
     def ends(self, config, record, note): print("end", record is not None, flush=True)
     def probes(self, probe): print(probe.description, flush=True)
 
-effort = QUICK.within({"micro_batch_sizes": (1, 2)})
+# Long enough for whole steps: none is longer, so that noise makes no third probe.
+effort = QUICK.within({"micro_batch_sizes": (1, 2), "timing_seconds": 20.0})
 sweep([config_from_dict(json.loads(sys.argv[2]))], Path(sys.argv[1]), effort, Reporter())
 """
 

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from playing import timed_accumulations
 
@@ -192,7 +192,6 @@ def test_there_are_never_more_than_asked_for(most):
     assert lengths(search(config_on(), effort, NOISY)) == runs[: 1 + most]
 
 
-@settings(deadline=None)
 @given(
     noise=st.floats(0, 0.3),
     most=st.integers(0, 4),

@@ -24,7 +24,7 @@ from academic_pretraining.benchmarking.probes import Outcome, ProbeResult, Purpo
 from academic_pretraining.benchmarking.search import next_probe
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(device=DEVICES, gpus=st.sampled_from([1, 2, 3, 6, 8]), most=st.integers(1, 6))
 @example(
     # Compiled, 32 does not fit with its inputs; 8 does not compile, and 32 fits without.

@@ -37,7 +37,7 @@ class Timed(Device):
         return self.seconds_of.get(size, float(size))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(device=DEVICES, compiled_time=st.floats(0.3, 3.0))
 def test_where_compilation_may_not_pay_the_faster_of_both_wins(device, compiled_time):
     device = dataclasses.replace(device, compiled_time=compiled_time)

@@ -1,5 +1,6 @@
 """Starting ranks of a script, one process each: over gloo, or over NCCL with a GPU each."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -22,9 +23,7 @@ def run_ranks(
 
     The rest of the environment reaches them, such as `NCCL_*`. Without `gpus` they see none.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     # Where the package is not installed, the path that found it here finds it there.
     paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     ranks = [
@@ -59,6 +58,16 @@ def run_ranks(
             rank.wait()
     wrong = [number for number, rank in enumerate(ranks) if rank.returncode]
     assert not wrong, f"ranks {wrong} failed{_said(folder)}"
+
+
+def _free_port() -> int:
+    """Find one that no system gives to who asks for any: rank 0 takes seconds to bind it."""
+    first = 20_000 + os.getpid() % 5_000
+    for port in range(first, first + 5_000):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def _said(folder: Path) -> str:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 import torch._inductor.compile_fx
@@ -229,9 +230,20 @@ def _run_out_of_memory_later() -> None:
 
 def _enter_collective() -> None:
     """Count the collectives of a rank, and fail in the second of a faulty one."""
-    path = folder() / f"rank{os.environ['RANK']}.collectives"
-    path.write_text(str(next(_collectives)))
+    entered = next(_collectives)
+    (folder() / f"rank{os.environ['RANK']}.entered").write_text(str(entered))
+    (folder() / f"rank{os.environ['RANK']}.entered").rename(_collectives_of(os.environ["RANK"]))
+    if is_faulty() and entered == 2:
+        # The session ends soon after the failure: a slow rank may not have come so far.
+        others = [_collectives_of(str(rank)) for rank in range(dist.get_world_size())]
+        until = time.monotonic() + 60
+        while time.monotonic() < until and any(int(path.read_text()) < 2 for path in others):
+            time.sleep(0.01)
     _run_out_of_memory_later()
+
+
+def _collectives_of(rank: str) -> Path:
+    return folder() / f"rank{rank}.collectives"
 
 
 def _run_out_of_memory():
@@ -300,4 +312,6 @@ def _compile_with(fault: Callable[[], object]) -> None:
             fault()
         return compile_fx(*arguments, **how)
 
+    # What a process traces first takes longest, and would be part of the probe.
+    torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))
     torch._inductor.compile_fx.compile_fx = faulty

@@ -53,8 +53,11 @@ def stopped(command_line, tmp_path_factory):
             said.write(line)
             if "timing at micro-batch 1" in line:
                 break
+        # What it does next would be over in two seconds.
+        process.send_signal(signal.SIGSTOP)
         children = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
+        process.send_signal(signal.SIGCONT)
         out, err = process.communicate(timeout=60)
         said.write(err)
         said.seek(0)
