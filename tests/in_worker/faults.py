@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 import torch._inductor.compile_fx
@@ -26,6 +25,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from academic_pretraining.benchmarking import probe
 from academic_pretraining.benchmarking.build import build_model_for, synthetic_dataset
+from academic_pretraining.benchmarking.storage import write_whole
 from academic_pretraining.errors import HardwareMismatchError
 
 # As the allocator, cuBLAS, NCCL and CUDA put it.
@@ -231,19 +231,20 @@ def _run_out_of_memory_later() -> None:
 def _enter_collective() -> None:
     """Count the collectives of a rank, and fail in the second of a faulty one."""
     entered = next(_collectives)
-    (folder() / f"rank{os.environ['RANK']}.entered").write_text(str(entered))
-    (folder() / f"rank{os.environ['RANK']}.entered").rename(_collectives_of(os.environ["RANK"]))
+    write_whole(folder() / f"rank{os.environ['RANK']}.collectives", str(entered))
     if is_faulty() and entered == 2:
-        # The session ends soon after the failure: a slow rank may not have come so far.
-        others = [_collectives_of(str(rank)) for rank in range(dist.get_world_size())]
+        # The session ends soon after the failure, when a slow rank may not have come so far.
         until = time.monotonic() + 60
-        while time.monotonic() < until and any(int(path.read_text()) < 2 for path in others):
+        while time.monotonic() < until and not all(
+            map(_is_in_second, range(dist.get_world_size()))
+        ):
             time.sleep(0.01)
     _run_out_of_memory_later()
 
 
-def _collectives_of(rank: str) -> Path:
-    return folder() / f"rank{rank}.collectives"
+def _is_in_second(rank: int) -> bool:
+    path = folder() / f"rank{rank}.collectives"
+    return path.exists() and int(path.read_text()) >= 2
 
 
 def _run_out_of_memory():
