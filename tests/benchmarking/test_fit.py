@@ -115,8 +115,8 @@ def test_the_line_is_that_of_weighted_least_squares(groups, real):
         (len(values) - 1) * statistics.variance(values) / statistics.fmean(values) ** 2
         for values in groups.values()
     ) / (len(samples) - len(groups))
-    # Then there is no line; see below.
-    assume(a > 0 or real != max(groups))
+    # Then no line answers; see below.
+    assume(real != max(groups))
     row = np.array([1.0, real])
     fitted = fit_step_time(samples, real)
     assert fitted.seconds == pytest.approx(a * real + b, rel=1e-6, abs=1e-6)
@@ -125,6 +125,32 @@ def test_the_line_is_that_of_weighted_least_squares(groups, real):
         math.sqrt(relative * (row @ inverse @ row)), rel=1e-6, abs=1e-9
     )
     assert fitted.degrees_of_freedom == len(samples) - len(groups)
+
+
+@given(
+    groups=st.dictionaries(
+        st.integers(8, 64), st.lists(st.floats(0.5, 2), min_size=2, max_size=9), min_size=2
+    )
+)
+def test_the_real_step_answers_for_itself_where_it_was_run(groups):
+    samples = [sample(n, n * value) for n, values in groups.items() for value in values]
+    real = max(groups)
+    fitted, farther = (fit_step_time(samples, n) for n in (real, real + 1))
+    own = [real * value for value in groups[real]]
+    assert fitted.seconds == pytest.approx(statistics.fmean(own))
+    # The noise is known from all steps, whatever their length.
+    relative = sum(
+        (len(values) - 1) * (statistics.stdev(values) / statistics.fmean(values)) ** 2
+        for values in groups.values()
+    ) / (len(samples) - len(groups))
+    assert fitted.standard_error_seconds == pytest.approx(
+        fitted.seconds * math.sqrt(relative / len(own)), abs=1e-9
+    )
+    assert (fitted.degrees_of_freedom, fitted.extrapolated) == (len(samples) - len(groups), False)
+    divided = fitted.micro_step_seconds * real + fitted.overhead_seconds
+    assert divided == pytest.approx(fitted.seconds)
+    if farther.micro_step_seconds > 0:
+        assert fitted.micro_step_seconds == farther.micro_step_seconds
 
 
 @given(long=st.lists(st.floats(0.5, 1), min_size=2, max_size=9), short=st.floats(1.1, 2))

@@ -17,7 +17,7 @@ from simulated import (
     timed,
 )
 
-from academic_pretraining.benchmarking.effort import QUICK, Effort
+from academic_pretraining.benchmarking.effort import QUICK
 from academic_pretraining.benchmarking.prediction import best_timing, timings, waiting_bytes
 from academic_pretraining.benchmarking.prediction import predicted_step_seconds as predicted_seconds
 from academic_pretraining.benchmarking.probes import Outcome, ProbeResult, Purpose
@@ -200,7 +200,7 @@ def test_steps_of_seconds_are_timed_earlier(per_example_seconds, high, steps, wa
     [
         (Device(), ONCE, [1]),
         (Device(), NORMAL, []),
-        (Device(), Effort(largest_checkpoint_bytes=1e9), []),
+        (Device(), dataclasses.replace(ONCE, largest_checkpoint_bytes=1e9), []),
         # What does not fit is not saved.
         (Device(static=100 * GIB), ONCE, []),
     ],

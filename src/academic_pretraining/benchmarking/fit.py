@@ -56,9 +56,9 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
     has few. So are steps with a small share of the longest one's micro-batches, from before a run
     was lengthened: a step's first micro-batches cost more than the rest. An epoch's last step gets
     the fetching of the micro-batch that it lacks: the short ones are all of that kind, and images
-    take long to fetch. With one accumulation only, its mean is the answer, and a and b stay
-    undivided; so is it where the real accumulation was run and the line through all is
-    `impossible`.
+    take long to fetch. Where the real accumulation was run, the mean of those steps is the answer,
+    and shorter ones only tell a from b. With one accumulation, or a line through all that is
+    `impossible` there, a and b stay undivided.
 
     Args:
         samples: steps, best with different accumulations.
@@ -79,21 +79,21 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
     freedom = sum(len(values) - 1 for values in groups.values())
     noise = _relative_noise(groups, freedom)
     spread = _spread(groups[longest])
-    if len(groups) > 1 and accumulation == longest and _line(groups).slope <= 0:
-        groups = {longest: groups[longest]}
-    if len(groups) == 1:
-        # Nothing to tell a from b: whole steps scale as they are.
+    line = _line(groups) if len(groups) > 1 else None
+    if line is None or accumulation == longest:
         seconds = statistics.fmean(groups[longest]) * accumulation / longest
+        # With nothing to tell a from b, whole steps scale as they are.
+        divided = line is not None and line.slope > 0
+        slope = line.slope if line and divided else seconds / accumulation
         return StepTime(
             seconds=seconds,
             standard_error_seconds=seconds * noise / math.sqrt(len(groups[longest])),
             degrees_of_freedom=freedom,
             spread=spread,
-            micro_step_seconds=seconds / accumulation,
-            overhead_seconds=0.0,
+            micro_step_seconds=slope,
+            overhead_seconds=seconds - slope * accumulation if divided else 0.0,
             extrapolated=extrapolated,
         )
-    line = _line(groups)
     return StepTime(
         seconds=line.at_centre + line.slope * (accumulation - line.centre),
         standard_error_seconds=noise

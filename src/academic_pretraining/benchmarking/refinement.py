@@ -18,16 +18,17 @@ from academic_pretraining.config import TrainingConfig
 _LENGTHENED, _NEARLY = 4, 1.5
 # Where several GPUs or the host take part, a step's first micro-batches are not like the rest. Of
 # the 26 such settings on H100s that were lengthened, steps of 3 to 10 had predicted the real one 3%
-# off (median; 14% at most, and 9% with an estimated error of 1.7%); those of four settings of one
-# GPU alone 1%, 2.5% at most (artifacts/README.md). So there a prediction from steps shorter than
-# one in so many is confirmed by longer ones.
-_FAR = 4
+# off (median; 14% at most, and 9% with an estimated error of 1.7%), also where that is no more than
+# four times as long (3 to 8, 4 to 16: 0.1, 0.6, 1.3, 2.1, 2.7, 3.7%); those of four settings of one
+# GPU alone 1%, 2.5% at most (artifacts/README.md). So there longer ones confirm a prediction.
 
 
 def refinement(
     config: TrainingConfig, effort: Effort, history: Sequence[ProbeResult]
 ) -> Probe | None:
-    """Lengthen the lever where the real step follows from short ones too uncertainly, or from far.
+    """Lengthen the lever where the real step follows from short ones too uncertainly.
+
+    So also, once, where several GPUs or the host take part.
 
     Of the best timing, or else of one that makes no sense.
     """
@@ -57,7 +58,7 @@ def _lengthened(
     longest = max(r.probe.high for r in runs)
     accumulation = config.plan_at(size).gradient_accumulation_steps
     together = config.hardware.world_size > 1 or config.method.offloading
-    confirmed = not together or len(runs) > 1 or accumulation <= _FAR * longest
+    confirmed = not together or len(runs) > 1
     certain = step.half_width_seconds <= effort.relative_half_width * step.seconds
     enough = certain and confirmed and not step.impossible
     # Without a second run there would be no result at all.

@@ -8,8 +8,8 @@ those of compiled code may do also where memory ran out without compilation.
 Where it is not known whether compilation pays, this is done without, and then with it from the
 fastest size on: larger ones as they fit, smaller ones where it is faster.
 Then, where the steps vary so much that the real step, with its many micro-batches, is uncertain,
-or it is far and other GPUs or the host take part, the best one is timed again with longer
-accumulation. Last, communication between GPUs is looked at, and a checkpoint is written.
+or where other GPUs or the host take part, the best one is timed again with longer accumulation.
+Last, communication between GPUs is looked at, and a checkpoint is written.
 Every rank of a session, and the session that carries on after one died, takes the same decision
 from the same history.
 """
