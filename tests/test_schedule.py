@@ -45,19 +45,24 @@ def test_a_last_micro_batch_that_is_not_full_counts_whole():
 
 def test_checkpoints_are_counted():
     assert run_of(Habits(save_every_steps=1000)).saving_seconds == 100 * 50
-    assert run_of(Habits(save_every_steps=100_001)).saving_seconds == 0
+    # The Trainer writes one in the end, too.
+    assert run_of(Habits(save_every_steps=99_999)).saving_seconds == 2 * 50
+    assert run_of(Habits(save_every_steps=100_001)).saving_seconds == 50
 
 
 def test_jobs_go_on_from_their_last_checkpoint():
     schedule = run_of(Habits(save_every_steps=1000, time_limit_hours=24))
-    lost, again = 1000 * 8.64 / 2, 100 + 50
-    assert schedule.jobs == math.ceil((10 * DAY + 5000) / (DAY - lost - again)) == 11
-    assert schedule.repeated_seconds == 10 * lost
-    assert schedule.restart_seconds == 100 + 10 * again
+    again, interval = 100 + 50, 1000 * 8.64 + 50
+    # Nine intervals a job: eleven jobs make 99 of the 100.
+    lost = DAY - again - 9 * interval
+    assert 0 < lost < interval
+    assert schedule.jobs == 12
+    assert schedule.repeated_seconds == pytest.approx(11 * lost + 50)
+    assert schedule.restart_seconds == 100 + 11 * again
     assert schedule.text == (
-        "10.6 days in 11 jobs: steps 10.0, evaluation 0, checkpoints 0.0579, launching 0.0185, "
-        "repeated steps 0.5"
-    ).replace("evaluation 0, ", "")
+        "11.1 days in 12 jobs: steps 10.0, checkpoints 0.0579, launching 0.0203, "
+        "repeated steps 1.02"
+    )
 
 
 def test_a_limit_that_is_not_reached_changes_nothing():
@@ -92,21 +97,60 @@ def test_habits_that_make_no_sense_are_refused(habits, why):
         Habits(**habits)
 
 
+def job_by_job(limit: float, every: int, evaluations: int, saving: int, restart: int) -> list[int]:
+    """Train 400 steps of 10 s, job after job, step after step; give the seconds of each job."""
+    jobs, done = [], 0
+    while done < 400:
+        at = restart + (saving if jobs else 0)
+        step = done
+        while step < 400:
+            at += 10 + evaluations
+            step += 1
+            if step % every == 0 or step == 400:
+                at += saving
+                if at > limit:
+                    break
+                done = step
+        assert len(jobs) < 1000
+        jobs.append(at if done == 400 else limit)
+    return jobs
+
+
 @given(
-    limit=st.floats(5, 10_000),
-    every=st.integers(1, 5000),
-    saving=st.floats(0, 100),
-    restart=st.floats(0, 500),
+    limit=st.integers(60, 6000),
+    every=st.integers(1, 500),
+    evaluations=st.integers(0, 9),
+    saving=st.integers(0, 100),
+    restart=st.integers(0, 500),
 )
-def test_jobs_are_enough_and_none_is_idle(limit, every, saving, restart):
-    habits = Habits(save_every_steps=every, time_limit_hours=limit)
-    try:
-        schedule = run_of(habits, save_seconds=saving, restart_seconds=restart)
-    except InvalidConfigError:
+def test_the_jobs_are_those_of_a_training_step_by_step(limit, every, evaluations, saving, restart):
+    # Half a second more, so that no job ends at the very moment at which something is done.
+    habits = Habits(
+        save_every_steps=every,
+        time_limit_hours=(limit + 0.5) / 3600,
+        # One micro-batch in each step.
+        **({"evaluate_every_steps": 1, "evaluation_examples": 32} if evaluations else {}),
+    )
+    figures = {
+        "step_seconds": 10.0,
+        "max_steps": 400,
+        "micro_step_seconds": 3.0 * evaluations,
+        "restart_seconds": float(restart),
+        "save_seconds": float(saving),
+    }
+    whole = 400 * (10 + evaluations) + -(-400 // every) * saving + restart
+    interval = every * (10 + evaluations) + saving
+    if whole > limit and restart + saving + interval > limit:
+        with pytest.raises(InvalidConfigError, match="ends before its first checkpoint"):
+            run_of(habits, **figures)
         return
-    assert schedule.seconds <= schedule.jobs * limit * 3600 * (1 + 1e-9)
-    assert schedule.seconds > (schedule.jobs - 1) * limit * 3600 * 0.3 or schedule.jobs == 1
-    assert schedule.seconds >= run_of().step_seconds
+    schedule = run_of(habits, **figures)
+    expected = job_by_job(limit + 0.5, every, evaluations, saving, restart)
+    assert schedule.jobs == len(expected)
+    assert schedule.seconds == pytest.approx(sum(expected))
+    parts = (schedule.step_seconds, schedule.evaluation_seconds, schedule.saving_seconds)
+    assert sum(parts) + restart == pytest.approx(whole)
+    assert schedule.repeated_seconds >= 0
 
 
 def test_the_end_is_a_date():

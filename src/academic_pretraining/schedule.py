@@ -56,7 +56,7 @@ class Schedule:
     Attributes:
         step_seconds, evaluation_seconds, saving_seconds: of all steps, evaluations, checkpoints.
         restart_seconds: of all launches, the first one included.
-        repeated_seconds: of steps that a job's end takes away and the next one does again.
+        repeated_seconds: of what a job's end takes away and the next one does again.
         jobs: how many.
     """
 
@@ -113,8 +113,9 @@ def whole_run(
     """Add up a training.
 
     An evaluation is taken to cost a third of what training on as many examples does, for it has no
-    backward pass. A checkpoint is taken to load as fast as it is written. A job that its time
-    limit ends loses half the steps between two checkpoints, on average.
+    backward pass, and evaluations to be spread over the steps. A checkpoint is taken to load as
+    fast as it is written; the Trainer writes one after the last step, too. A job that its time
+    limit ends loses what it has done since its last checkpoint, every one the same.
 
     Args:
         habits: what is done beside the steps.
@@ -142,31 +143,42 @@ def whole_run(
                 "how long a checkpoint takes was not measured for this setting: say it with "
                 "--save-seconds"
             )
-        saving = max_steps // habits.save_every_steps * save_seconds
+        saving = math.ceil(max_steps / habits.save_every_steps) * save_seconds
     work = steps + evaluation + saving
-    jobs, lost = 1, 0.0
-    again = restart_seconds
-    if habits.time_limit_hours and habits.save_every_steps and save_seconds is not None:
-        lost = step_seconds * habits.save_every_steps / 2
-        again += save_seconds
-        limit = 3600 * habits.time_limit_hours
-        if work + restart_seconds > limit:
-            useful = limit - again - lost
-            # Half an interval is lost on average, but a whole one must fit.
-            if useful <= lost + save_seconds:
-                raise InvalidConfigError(
-                    f"a job of {habits.time_limit_hours:g} h ends before its first checkpoint "
-                    f"after {again + 2 * lost + save_seconds:,.0f} s: allow more time, or save "
-                    "more often"
-                )
-            jobs = math.ceil(work / useful)
+    limit = 3600 * (habits.time_limit_hours or math.inf)
+    if work + restart_seconds <= limit or not habits.save_every_steps or save_seconds is None:
+        return Schedule(
+            step_seconds=steps,
+            evaluation_seconds=evaluation,
+            saving_seconds=saving,
+            restart_seconds=restart_seconds,
+            repeated_seconds=0.0,
+            jobs=1,
+        )
+    again = restart_seconds + save_seconds
+    step = (steps + evaluation) / max_steps
+    interval = habits.save_every_steps * step + save_seconds
+    first, each = ((limit - begins) // interval for begins in (restart_seconds, again))
+    if each < 1:
+        raise InvalidConfigError(
+            f"a job of {habits.time_limit_hours:g} h ends before its first checkpoint after "
+            f"{again + interval:,.0f} s: allow more time, or save more often"
+        )
+    # The last job goes on past its last interval, and needs a checkpoint at its end alone.
+    beyond = max(0.0, (limit - again - each * interval - save_seconds) / step)
+    last = each * habits.save_every_steps + min(beyond, habits.save_every_steps)
+    left = max_steps - first * habits.save_every_steps
+    between = max(0, math.ceil((left - last) / (each * habits.save_every_steps)))
     return Schedule(
         step_seconds=steps,
         evaluation_seconds=evaluation,
         saving_seconds=saving,
-        restart_seconds=restart_seconds + (jobs - 1) * again,
-        repeated_seconds=(jobs - 1) * lost,
-        jobs=jobs,
+        restart_seconds=restart_seconds + (1 + between) * again,
+        repeated_seconds=limit
+        - restart_seconds
+        - first * interval
+        + between * (limit - again - each * interval),
+        jobs=2 + between,
     )
 
 
