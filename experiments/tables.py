@@ -218,7 +218,8 @@ def _detail_columns(rows: pl.DataFrame) -> list[_Column]:
 
 def days(row: dict[str, Any]) -> str:
     """Write the days of a training with their 95% interval."""
-    half = (row["training_days_high"] - row["training_days_low"]) / 2
+    # Up, for below it ends at 0.
+    half = row["training_days_high"] - row["training_days"]
     digits = max(1, -math.floor(math.log10(half))) if 0 < half < 1 else 1
     return f"{row['training_days']:,.{digits}f} \u00b1 {half:,.{digits}f}"
 

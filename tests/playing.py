@@ -103,7 +103,10 @@ def taken() -> list[int]:
 
 @pytest.fixture
 def play(monkeypatch, tiny_config, tmp_path, given, taken, unlaunched):
-    """Measure with sessions that end as a list says; the first `unready` ones never load."""
+    """Measure with sessions that end as a list says.
+
+    The first `unready` ones never load, and the first `silent` ones tell nothing of their device.
+    """
 
     def run(
         *sessions: Sequence[ProbeResult | BaseException],
@@ -114,6 +117,7 @@ def play(monkeypatch, tiny_config, tmp_path, given, taken, unlaunched):
         notes: Notes | None = None,
         company: Company | None = None,
         method: Method | None = None,
+        silent: int = 0,
         on_probe: Callable[[Probe], None] = lambda probe: None,
     ):
         ends = list(sessions)
@@ -139,7 +143,7 @@ def play(monkeypatch, tiny_config, tmp_path, given, taken, unlaunched):
                     on_result(result)
             end = SessionEnd(
                 results=results,
-                environment=ENVIRONMENT,
+                environment=ENVIRONMENT if len(given) > silent else {},
                 start_seconds=2.0,
                 start_wait_seconds=1.5,
             )

@@ -9,6 +9,7 @@ import polars as pl
 
 from academic_pretraining.errors import ILL_SHAPED
 from academic_pretraining.gpus import Hardware
+from academic_pretraining.methods import Method
 from academic_pretraining.records import LARGEST_FIGURE, Measurement, Timing
 from academic_pretraining.results import SCHEMA
 from academic_pretraining.rows import row_of
@@ -41,15 +42,22 @@ _KINDS: dict[Any, tuple[type, ...]] = {
 }
 
 _OF_COLUMN = {name: _KINDS[kind] for name, kind in SCHEMA.items()}
+_MOST_OF_COLUMN = {
+    name: 2**63 if kind == pl.Int64 else LARGEST_FIGURE for name, kind in SCHEMA.items()
+}
+_SETTING = (*(f.name for f in fields(Hardware)), "model", *(f.name for f in fields(Method)))
 
 
 def _check_figures(row: dict[str, Any]) -> None:
+    for name in _SETTING:
+        if row.get(name) is None:
+            raise TypeError(f"{name} is missing")
     for name, value in row.items():
         if value is not None and type(value) not in _OF_COLUMN[name]:
             raise TypeError(f"{name} is {value!r:.80}")
         if isinstance(value, str) and not value.isprintable():
             raise TypeError(f"{name} is no plain text")
-        if isinstance(value, int | float) and not 0 <= value < LARGEST_FIGURE:
+        if isinstance(value, int | float) and not 0 <= value < _MOST_OF_COLUMN[name]:
             raise TypeError(f"{name} is {value}")
     if row["outcome"] == "measured":
         if not row["step_seconds"] > 0 < row["micro_step_seconds"]:

@@ -96,7 +96,10 @@ training_days_high = (training_days * (1 + _half_width)).alias("training_days_hi
 """A 95% interval of `training_days`, on the device that was measured."""
 
 units_per_second = (
-    pl.col("global_batch_size") * pl.col("units_per_example") / pl.col("step_seconds")
+    # As floats, for integers of a damaged record would wrap around.
+    pl.col("global_batch_size").cast(pl.Float64)
+    * pl.col("units_per_example")
+    / pl.col("step_seconds")
 ).alias("units_per_second")
 """Tokens or images per second over all GPUs."""
 

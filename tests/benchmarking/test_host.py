@@ -39,18 +39,21 @@ def test_only_the_cores_that_this_process_may_run_on_count(monkeypatch):
     assert host_use().busy_seconds == 14.0
 
 
+@pytest.mark.parametrize("resumed_at", [0, 2, 1000])
 @pytest.mark.parametrize(
     ("steps", "found"), [(1, None), (2, use(0.0, 0.0, 0.0)), (4, use(1.0, 4.0, 1.0))]
 )
-def test_it_is_looked_at_from_the_end_of_the_warm_up_on(monkeypatch, steps, found):
+def test_it_is_looked_at_from_the_end_of_the_warm_up_on(monkeypatch, resumed_at, steps, found):
     moments = [use(1.0, 5.0, 100.0), use(2.0, 9.0, 101.0)]
     if steps == 2:
         moments[1] = moments[0]
     monkeypatch.setattr(host, "host_use", lambda: moments.pop(0))
     watch = HostWatch(warm_up_steps=2)
     nothing: Any = None
-    for step in range(1, steps + 1):
-        state: Any = SimpleNamespace(global_step=step)
+    state: Any = SimpleNamespace(global_step=resumed_at)
+    watch.on_train_begin(nothing, state, nothing)
+    for _ in range(steps):
+        state.global_step += 1
         watch.on_step_end(nothing, state, nothing)
     watch.on_train_end(nothing, nothing, nothing)
     assert watch.use == found

@@ -1,5 +1,6 @@
 """The parent's side of launch.py, with a stand-in for the child that needs no torch."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -223,6 +224,18 @@ def test_only_a_compiled_probe_can_fail_to_compile(play, compiles, outcome):
     lines = 'tell(kind="start", probe=PROBE); fail(0, "compile failed", "no kernel", 1.0)'
     [result] = play(lines, a_probe(compile=compiles)).results
     assert (result.outcome, result.cause) == (outcome, "no kernel")
+
+
+def test_a_failure_is_of_the_probe_that_begins_while_it_is_looked_at(play, tmp_path, monkeypatch):
+    def fails(directory, hardware):
+        begins = {"kind": "start", "probe": dataclasses.asdict(a_probe(micro_batch_size=7))}
+        (tmp_path / "events.jsonl").write_text(json.dumps(begins) + "\n")
+        figures = dict.fromkeys(("requested_bytes", "free_bytes"))
+        return {"outcome": "crashed", "cause": "", "transient": True, "log": "", **figures}
+
+    monkeypatch.setattr(launch, "first_failure", fails)
+    [result] = play("time.sleep(60)").results
+    assert (result.outcome, result.probe.micro_batch_size) == (Outcome.CRASHED, 7)
 
 
 def test_a_failure_after_an_answered_probe_is_not_laid_to_it(play):

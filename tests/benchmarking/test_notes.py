@@ -5,11 +5,13 @@ import sys
 import time
 
 import pytest
-from playing import a_result
+from playing import a_checkpoint, a_result, an_exchange
 
+from academic_pretraining.benchmarking import measure as measure_module
 from academic_pretraining.benchmarking import notes as notes_module
 from academic_pretraining.benchmarking.notes import Notes
-from academic_pretraining.benchmarking.probes import Outcome, Purpose
+from academic_pretraining.benchmarking.post_mortem import NO_PROBE
+from academic_pretraining.benchmarking.probes import Outcome, ProbeResult, Purpose
 
 HERE = {"host": "a", "devices": ["GPU-1"], "effort": {"sizes": (1, 2)}}
 RAMP = a_result(1, purpose=Purpose.MEMORY, peak_bytes=7)
@@ -116,6 +118,20 @@ def test_a_stopped_measurement_goes_on_with_the_next_probe(play, path, given):
     assert [timing.micro_batch_size for timing in found.timings] == [4, 16]
     # The probes of the stopped one are part of what it took.
     assert found.seconds["all"] >= RAMP.seconds + TIMED.seconds
+
+
+@pytest.mark.parametrize("pending", [a_checkpoint(), an_exchange()])
+def test_a_session_that_dies_before_a_last_probe_is_followed_by_another(
+    play, path, given, monkeypatch, pending
+):
+    unbegun = ProbeResult(probe=NO_PROBE, outcome=Outcome.CRASHED, cause="EADDRINUSE", log="0.log")
+    monkeypatch.setattr(measure_module, "next_probe", lambda *_: pending.probe)
+    with pytest.raises(KeyboardInterrupt):
+        play([RAMP, TIMED, KeyboardInterrupt()], notes=Notes(path, HERE))
+    given.clear()
+    found = play([unbegun], [a_checkpoint()], notes=Notes(path, HERE), silent=1)
+    assert [history[:2] for history, _ in given] == [[RAMP, TIMED]] * 2
+    assert (found.outcome, found.save_seconds) == ("measured", 3.0)
 
 
 MEASURE = """

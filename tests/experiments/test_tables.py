@@ -206,10 +206,14 @@ def test_without_a_time_there_is_no_detail(printed):
 
 @pytest.mark.parametrize(
     ("low", "high", "text"),
-    [(9.8, 10.2, "10.0 ± 0.2"), (998.0, 1002.0, "1,000.0 ± 2.0")],
+    [
+        *((9.8, 10.2, "10.0 ± 0.2"), (998.0, 1002.0, "1,000.0 ± 2.0")),
+        # No training takes less than no time.
+        (0.0, 30.0, "10.0 ± 20.0"),
+    ],
 )
 def test_a_training_time_has_the_digits_of_its_interval(low, high, text):
-    middle = (low + high) / 2
+    middle = (low + high) / 2 if low else 10.0
     row = {"training_days": middle, "training_days_low": low, "training_days_high": high}
     assert days(row) == text
 

@@ -129,6 +129,7 @@ def changed(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
 
 
 PLACES = list(leaves(GOOD))
+GONE = "gone"
 scalars = st.one_of(
     *(st.none(), st.booleans(), st.integers(), st.integers(10**18, 10**400), st.floats()),
     *(st.text(max_size=8), st.sampled_from(["[/x]", "[bold", "\x1b[2J", "zero_3", "measured"])),
@@ -183,6 +184,31 @@ def test_what_cannot_stand_in_a_record_is_named(place, path, value):
     content = json.dumps(changed(path, value)).encode()
     [reason] = names_and_refuses(place, ASK["optimal"], content)
     assert reason.startswith("broken record: ")
+
+
+@pytest.mark.parametrize("question", ASK)
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *(
+            (("config", "method", name), value)
+            for name in GOOD["config"]["method"]
+            for value in (None, GONE)
+        ),
+        *((("config", "recipe", name), 10**20) for name in ("max_steps", "sequence_length")),
+    ],
+    ids=str,
+)
+def test_a_setting_that_is_not_whole_hides_no_other_result(place, question, path, value):
+    bad = changed(path, value)
+    if value is GONE:
+        del bad["config"]["method"][path[-1]]
+    [reason] = names_and_refuses(place, ASK[question], json.dumps(bad).encode())
+    assert reason.startswith("broken record: ")
+    place.remember(json.dumps(GOOD).encode(), json.dumps(bad).encode())
+    status, out, err = place.run(*LIST)
+    assert (status, len(err.splitlines())) == (0, 1)
+    assert "pythia-160m" in out
 
 
 @pytest.mark.parametrize("value", ["[/x]", "[bold", "[red]x[/red]", "[link=file:///]x"])

@@ -84,7 +84,7 @@ def test_a_disk_that_fills_under_the_events_is_the_cause(altered_session, tiny_c
     assert result.log == str(session.directory / "rank0.log")
     assert not result.transient
     [mark] = session.directory.glob("rank0.fault")
-    assert session.ended_at - float(mark.read_text()) < 60.0
+    assert session.ended_at - float(mark.read_text()) < 25.0
 
 
 @pytest.fixture

@@ -62,10 +62,15 @@ class HostWatch(TrainerCallback):
         self.warm_up_steps = warm_up_steps
         self.use: HostUse | None = None
         self._began: HostUse | None = None
+        self._begun_at = 0
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Note from where it goes on: a resumed training warms up too."""
+        self._begun_at = state.global_step
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Begin to look."""
-        if state.global_step == self.warm_up_steps:
+        if state.global_step - self._begun_at == self.warm_up_steps:
             self._began = host_use()
 
     def on_train_end(self, args, state, control, **kwargs) -> None:

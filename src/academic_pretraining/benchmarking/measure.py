@@ -118,8 +118,10 @@ def _measure(
                     f"they held {(last.others_bytes or 0) / 2**30:.1f} GiB when "
                     f"{last.probe.description} ran {last.outcome}: {last.cause} (log: {last.log})",
                 )
-            if last and last.probe.purpose is Purpose.SAVING:
-                # The last probe, and one that takes nothing from the others.
+            told = any(end.environment for end in ends)
+            if last and last.probe.purpose is Purpose.SAVING and told:
+                # The last probe, and one that takes nothing from the others. Where those are from a
+                # process that was killed, a session has to live long enough to tell of its device.
                 end.finished = True
                 if last.outcome is not Outcome.OK:
                     keep(directory)
