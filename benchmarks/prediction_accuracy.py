@@ -80,7 +80,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 def settings() -> list[dict[str, Any]]:
     """List what was measured on hardware like this machine's, the quickest step first."""
     workspace = workspace_dir(os.environ)
-    results = frame(read_records(workspace)[0]).filter(outcome="measured")
+    results = frame(read_records(workspace)[0]).filter(
+        # Others are exported without a prediction.
+        *("current_recipe", "current_arguments", "current_libraries"),
+        outcome="measured",
+    )
     hardware = detect_hardware(os.environ)
     parts = [select(results, hardware, model) for model in results["model"].unique().sort()]
     return pl.concat(parts or [results]).sort("step_seconds").to_dicts()
@@ -109,6 +113,9 @@ def compare(setting: dict[str, Any], steps: int, deadline: float) -> dict[str, A
             print(f"no comparison for {setting['model']} {label}: {error}", file=sys.stderr)
             return None
     predicted = speed["predicted"]
+    if predicted is None:
+        print(f"no prediction for {setting['model']} {label}", file=sys.stderr)
+        return None
     row = {
         "model": setting["model"],
         "gpu_type": setting["gpu_type"],

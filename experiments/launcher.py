@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from academic_pretraining.cores import allowed_cores
-from academic_pretraining.errors import InvalidConfigError, InvalidFileError
-from academic_pretraining.gpus import Hardware, visible_devices
+from academic_pretraining.errors import (
+    HardwareMismatchError,
+    InvalidConfigError,
+    InvalidFileError,
+)
+from academic_pretraining.gpus import Hardware, gpu_type_of, visible_devices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,39 @@ class LauncherOptions:
             )
         if isinstance(self.hostnames, list) and not all(self.hostnames or [""]):
             raise InvalidConfigError("--launcher.hostnames lacks a name: give one for each node")
+        self.variables()
+
+    def variables(self) -> dict[str, str]:
+        """Read the file with environment variables.
+
+        torchrunx would have a shell read it, which exports none of them, and where `sh` is not bash
+        starts nothing.
+
+        Raises:
+            InvalidFileError: a line sets none, or the file cannot be read.
+        """
+        if self.env_file is None:
+            return {}
+        try:
+            lines = Path(self.env_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise InvalidFileError(
+                f"--launcher.env-file {self.env_file} cannot be read ({error}): name another"
+            ) from error
+        found = {}
+        for number, line in enumerate(lines, start=1):
+            text = line.strip().removeprefix("export ").strip()
+            if not text or text.startswith("#"):
+                continue
+            name, is_set, value = text.partition("=")
+            if not is_set or not name.isidentifier():
+                raise InvalidFileError(
+                    f"--launcher.env-file {self.env_file} sets no variable in line {number}: write "
+                    "NAME=VALUE"
+                )
+            quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+            found[name] = value[1:-1] if quoted else value
+        return found
 
     def number_of_workers(
         self, setting: Mapping[str, Any], environment: Mapping[str, str]
@@ -80,6 +117,27 @@ class LauncherOptions:
             return len(allowed_cores() if workers == "cpu" else visible_devices(environment))
         workers = workers or setting.get("hardware", {}).get("gpus_per_node", 0)
         return nodes * workers or None
+
+
+def refuse_other_gpu(device_name: str, setting: Mapping[str, Any], *, source: Path) -> None:
+    """Keep an export from training beside the prediction for another GPU.
+
+    Args:
+        device_name: the driver's, of a worker's GPU.
+        setting: says for which hardware the export is, unless it stands alone.
+        source: file of the export.
+
+    Raises:
+        HardwareMismatchError: it is another type.
+    """
+    if "hardware" not in setting:
+        return
+    declared, found = setting["hardware"]["gpu_type"], gpu_type_of(device_name)
+    if found != declared:
+        raise HardwareMismatchError(
+            f"{source} was exported for {declared}, but a worker runs on {found}: export it "
+            "for what is here, or ask for nodes with that GPU"
+        )
 
 
 def refuse_other_workers(

@@ -86,6 +86,8 @@ class Progress:
 
     def waits(self, text: str) -> None:
         """Say what keeps the setting from beginning, until its first probe."""
+        # One GPU after another may be waited for.
+        self._goes_on()
         self._say(time.monotonic() - self._began, text)
         self._waits_since = time.monotonic()
 

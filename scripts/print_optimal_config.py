@@ -92,7 +92,9 @@ def main(
     best = leaders(found, hardware, model, same_numerics=numerics == "reference")
     row = best.head(1)
     plan = None if habits == Habits() else _schedule(habits, row.row(0, named=True), save_seconds)
-    others = found.filter(outcome="measured", current_libraries=False)
+    others = found.filter(
+        "current_recipe", "current_arguments", outcome="measured", current_libraries=False
+    )
     if not others.is_empty():
         say(f"{len(others)} results of other library versions are left out")
     say_other_versions(row)

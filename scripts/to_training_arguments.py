@@ -73,11 +73,11 @@ def main(
             "--numerics restricts the measured winner: give --optimal with it, or leave it out"
         )
     recipe = get_model(model)
+    from academic_pretraining.records import about
+    from academic_pretraining.results import fastest, frame, method_of, of_method
+
     measured = winner = None
     if optimal:
-        from academic_pretraining.records import about
-        from academic_pretraining.results import fastest, frame, method_of
-
         measured = about(records(), hardware, model)
         same = numerics == "reference"
         winner = fastest(frame(measured), hardware, model, same_numerics=same)
@@ -100,15 +100,17 @@ def main(
 
     from experiments.export import export, read_json
 
-    predicted = export(output, config, plan, records() if measured is None else measured)
+    if measured is None:
+        measured = about(records(), hardware, model)
+    predicted = export(output, config, plan, measured)
     line = (
         f"{output}: {config.label}, micro-batch {plan.micro_batch_size} x accumulation "
         f"{plan.gradient_accumulation_steps}"
     )
     if predicted:
         line += f", predicted {predicted['step_seconds']:.4g} s a step"
-    if winner is not None:
-        say_other_versions(winner)
+    if predicted:
+        say_other_versions(of_method(frame(measured), method) if winner is None else winner)
     print(one_line(line))
     if config.compiles_layers_apart and read_json(output).get("torch_compile"):
         note = (

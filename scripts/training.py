@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 import tyro
 
-from academic_pretraining.benchmarking.checkpoints import choose, made, refuse_lost_weights
+from academic_pretraining.benchmarking.checkpoints import (
+    choose,
+    made,
+    refuse_lost_states,
+    refuse_lost_weights,
+)
 from academic_pretraining.cores import thread_variables, usable_cores
 from academic_pretraining.errors import InvalidConfigError, InvalidFileError, TrainingError
 from academic_pretraining.gpus import Hardware, check_hardware, visible_devices
 from academic_pretraining.models import MODELS, get_model
 from experiments.command_line import answer
 from experiments.export import is_prediction, read_json, read_setting, warn_without
-from experiments.launcher import LauncherOptions, refuse_other_workers
+from experiments.launcher import LauncherOptions, refuse_other_gpu, refuse_other_workers
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -53,7 +58,8 @@ def main(
         output_dir: for checkpoints.
         model_type: what is trained.
         training_arguments: JSON that scripts/to_training_arguments.py wrote.
-        stop_after_steps: end early, with the learning-rate schedule of the whole training.
+        stop_after_steps: end early, with the learning-rate schedule of the whole training; the last
+            checkpoint is then one that save_steps asks for.
         resume: go on from the last whole checkpoint in the output folder.
         launcher: how the workers are started.
     """
@@ -161,8 +167,7 @@ def launch(
             backend=launcher.backend or ("gloo" if cpu else "cpu:gloo,cuda:nccl"),  # pyright: ignore
             worker_timeout=launcher.worker_timeout,
             agent_timeout=launcher.agent_timeout,
-            extra_env_vars=threads | variables,
-            env_file=launcher.env_file,
+            extra_env_vars=threads | launcher.variables() | variables,
         ).run(train, fields, model_type, setting, source=source, **stopping)
         return launched.rank(0)
 
@@ -187,6 +192,7 @@ def train(
     from academic_pretraining.benchmarking.agents_tmpdir import restore_tmpdir
 
     restore_tmpdir()
+    import torch
     from transformers import Trainer, TrainerCallback
 
     from academic_pretraining.benchmarking import comparison
@@ -206,6 +212,8 @@ def train(
 
     arguments = build(fields, source)
     refuse_other_workers(arguments.world_size, setting, fields, source=source)
+    if arguments.device.type == "cuda":
+        refuse_other_gpu(torch.cuda.get_device_name(), setting, source=source)
     allow_sharding_on_cpu(arguments)
     recipe = get_model(model_type)
     model = build_model_for(
@@ -214,15 +222,19 @@ def train(
         attention=setting.get("attention"),
         free_lunch=setting.get("free_lunch", True),
     )
-    if checkpoint and not (arguments.fsdp or arguments.deepspeed):
-        refuse_lost_weights(checkpoint, model)
+    if checkpoint and not arguments.deepspeed:
+        refuse_lost_states(checkpoint)
+        if not arguments.fsdp:
+            refuse_lost_weights(checkpoint, model)
     examples = arguments.world_size * arguments.per_device_train_batch_size
     examples *= arguments.gradient_accumulation_steps
     predicted = setting.get("prediction")
     how = {"units_per_step": examples * recipe.units_per_example, "unit": recipe.unit}
     timer = StepTimer(cuda=not arguments.use_cpu)
     host = HostWatch(timer.warm_up_steps)
-    speed: TrainerCallback = comparison.SaysSpeed(timer, predicted, **how)
+    speed: TrainerCallback = comparison.SaysSpeed(
+        timer, predicted, **how, last_step=stop_after_steps
+    )
     if stop_within_seconds is not None:
         speed = comparison.StopsWhenKnown(
             timer, predicted=predicted, limit_seconds=stop_within_seconds
@@ -243,5 +255,5 @@ def train(
 
 
 if __name__ == "__main__":
-    STOPPED = "--resume goes on from the last checkpoint"
+    STOPPED = "--resume goes on from the last checkpoint, where there is one"
     sys.exit(answer(tyro.cli, main, sys.argv[1:], stopped=STOPPED))

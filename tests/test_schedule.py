@@ -75,6 +75,29 @@ def test_a_job_must_reach_a_checkpoint():
         run_of(Habits(save_every_steps=1000, time_limit_hours=2))
 
 
+@pytest.mark.parametrize(
+    ("changes", "seconds"),
+    [
+        # 100 s to begin, 1000 steps, the checkpoint.
+        ({}, "8,790"),
+        # The first one reaches it, and the second one, which has to load it, does not.
+        ({"step_seconds": 7.0, "save_seconds": 60.0}, "7,220"),
+        # The training is over before.
+        ({"max_steps": 900}, "7,926"),
+    ],
+)
+def test_how_long_a_job_would_have_to_be_is_said(changes, seconds):
+    with pytest.raises(InvalidConfigError, match=rf"checkpoint after {seconds} s: allow"):
+        run_of(Habits(save_every_steps=1000, time_limit_hours=2), **changes)
+
+
+def test_a_second_job_may_end_what_it_could_not_have_begun():
+    habits = Habits(save_every_steps=1000, time_limit_hours=24)
+    figures = {"step_seconds": 60.0, "restart_seconds": 600.0, "save_seconds": 24_000.0}
+    schedule = run_of(habits, max_steps=1300, **figures)
+    assert (schedule.jobs, schedule.seconds) == (2, DAY + 600 + 24_000 + 300 * 60 + 24_000)
+
+
 def test_a_checkpoint_of_unknown_time_is_asked_for():
     with pytest.raises(InvalidConfigError, match="say it with --save-seconds"):
         run_of(Habits(save_every_steps=1000), save_seconds=None)
@@ -97,12 +120,18 @@ def test_habits_that_make_no_sense_are_refused(habits, why):
         Habits(**habits)
 
 
-def job_by_job(limit: float, every: int, evaluations: int, saving: int, restart: int) -> list[int]:
-    """Train 400 steps of 10 s, job after job, step after step; give the seconds of each job."""
-    jobs, done = [], 0
+def job_by_job(
+    limit: float, every: int, evaluations: int, saving: int, restart: int
+) -> list[float] | None:
+    """Train 400 steps of 10 s, job after job, step after step.
+
+    Give the seconds of each job; `None` where one gets nowhere.
+    """
+    jobs: list[float] = []
+    done = 0
     while done < 400:
         at = restart + (saving if jobs else 0)
-        step = done
+        step = begun = done
         while step < 400:
             at += 10 + evaluations
             step += 1
@@ -111,7 +140,8 @@ def job_by_job(limit: float, every: int, evaluations: int, saving: int, restart:
                 if at > limit:
                     break
                 done = step
-        assert len(jobs) < 1000
+        if done == begun:
+            return None
         jobs.append(at if done == 400 else limit)
     return jobs
 
@@ -139,13 +169,12 @@ def test_the_jobs_are_those_of_a_training_step_by_step(limit, every, evaluations
         "save_seconds": float(saving),
     }
     whole = 400 * (10 + evaluations) + -(-400 // every) * saving + restart
-    interval = every * (10 + evaluations) + saving
-    if whole > limit and restart + saving + interval > limit:
+    expected = job_by_job(limit + 0.5, every, evaluations, saving, restart)
+    if expected is None:
         with pytest.raises(InvalidConfigError, match="ends before its first checkpoint"):
             run_of(habits, **figures)
         return
     schedule = run_of(habits, **figures)
-    expected = job_by_job(limit + 0.5, every, evaluations, saving, restart)
     assert schedule.jobs == len(expected)
     assert schedule.seconds == pytest.approx(sum(expected))
     parts = (schedule.step_seconds, schedule.evaluation_seconds, schedule.saving_seconds)

@@ -1,6 +1,7 @@
 """All measurements in one polars frame, and the fastest row."""
 
 from collections.abc import Collection, Iterable
+from dataclasses import asdict
 from typing import Any
 
 import polars as pl
@@ -189,7 +190,9 @@ def _ranked(
     results: pl.DataFrame, hardware: Hardware, model: str, same_numerics: bool
 ) -> pl.DataFrame:
     """Sort the settings that may be chosen, the fastest first; of each the result that counts."""
-    rows = select(results, hardware, model).filter(*_CURRENT, outcome="measured")
+    # Of each setting `frame` may have been asked for further ones.
+    rows = select(results, hardware, model).filter(*_CURRENT)
+    rows = rows.sort(*_BEST_LAST, maintain_order=True).filter(_counts, outcome="measured")
     if not rows.is_empty():
         rows = rows.filter(current_libraries=True)
         if rows.is_empty():
@@ -209,9 +212,12 @@ def _ranked(
             f"no result yet for {model} on {hardware.num_nodes} x {hardware.gpus_per_node} "
             f"{hardware.gpu_type}: run scripts/benchmark.py with the same flags first"
         )
-    # Beside it there may be some that `frame` was asked for.
-    counting = rows.sort(*_BEST_LAST, maintain_order=True).filter(_counts)
-    return counting.sort("training_days", maintain_order=True)
+    return rows.sort("training_days", maintain_order=True)
+
+
+def of_method(results: pl.DataFrame, method: Method) -> pl.DataFrame:
+    """Keep the results of one method."""
+    return results.filter(**asdict(method) | {"sharding": method.sharding.value})
 
 
 def method_of(row: dict[str, Any]) -> Method:

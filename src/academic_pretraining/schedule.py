@@ -158,17 +158,20 @@ def whole_run(
     again = restart_seconds + save_seconds
     step = (steps + evaluation) / max_steps
     interval = habits.save_every_steps * step + save_seconds
-    first, each = ((limit - begins) // interval for begins in (restart_seconds, again))
-    if each < 1:
-        raise InvalidConfigError(
-            f"a job of {habits.time_limit_hours:g} h ends before its first checkpoint after "
-            f"{again + interval:,.0f} s: allow more time, or save more often"
-        )
+    first, each = (max(0.0, (limit - begins) // interval) for begins in (restart_seconds, again))
     # The last job goes on past its last interval, and needs a checkpoint at its end alone.
     beyond = max(0.0, (limit - again - each * interval - save_seconds) / step)
     last = each * habits.save_every_steps + min(beyond, habits.save_every_steps)
     left = max_steps - first * habits.save_every_steps
-    between = max(0, math.ceil((left - last) / (each * habits.save_every_steps)))
+    if not first or (not each and left > last):
+        begins = again if first else restart_seconds
+        steps_to_it = min(habits.save_every_steps, max_steps)
+        raise InvalidConfigError(
+            f"a job of {habits.time_limit_hours:g} h ends before its first checkpoint after "
+            f"{begins + steps_to_it * step + save_seconds:,.0f} s: allow more time, or save more "
+            "often"
+        )
+    between = math.ceil(max(0.0, left - last) / (each * habits.save_every_steps)) if each else 0
     return Schedule(
         step_seconds=steps,
         evaluation_seconds=evaluation,

@@ -13,6 +13,7 @@ from academic_pretraining.benchmarking.checkpoints import (
     choose,
     made,
     mark,
+    refuse_lost_states,
     refuse_lost_weights,
 )
 from academic_pretraining.errors import InvalidConfigError, InvalidFileError
@@ -201,3 +202,25 @@ def test_weights_that_a_checkpoint_lacks_are_named(tmp_path, shards):
         f"{tmp_path} lacks 2 of the model's 5 weights, as counter, for it is another model's or "
         "was saved under the hub's names: begin again in another folder"
     )
+
+
+@pytest.mark.parametrize("optimizer", ["optimizer.pt", "optimizer_0"])
+def test_states_that_are_there_are_let_through(tmp_path, optimizer):
+    for name in (optimizer, "scheduler.pt"):
+        (tmp_path / name).touch()
+    refuse_lost_states(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ((), "the optimizer, for it was saved with save_only_model or by another way of sharding"),
+        (("scheduler.pt", "global_step20"), "the optimizer, for it was saved by DeepSpeed"),
+        (("optimizer.pt",), "the learning-rate schedule, for it was saved with save_only_model"),
+    ],
+)
+def test_states_that_would_begin_anew_are_refused(tmp_path, there, said):
+    for name in there:
+        (tmp_path / name).touch()
+    with pytest.raises(InvalidFileError, match=f"^{tmp_path} lacks the state of {said}"):
+        refuse_lost_states(tmp_path)

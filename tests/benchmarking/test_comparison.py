@@ -32,14 +32,16 @@ TOKENS = {"units_per_step": 1000, "unit": "tokens"}
 class Timer(StepTimer):
     """Has timed what a test says."""
 
-    def __init__(self, *steps: float, skipped: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, *steps: float, skipped: tuple[int, ...] = (), short: tuple[int, ...] = ()
+    ) -> None:
         super().__init__(cuda=False)
-        self.steps, self.skipped = steps, skipped
+        self.steps, self.skipped, self.short = steps, skipped, short
 
     def samples(self) -> list[StepSample]:
         return [
             StepSample(
-                accumulation=1,
+                accumulation=1 if index in self.short else 4,
                 seconds=seconds,
                 data_seconds=0.0,
                 optimizer_seconds=0.0,
@@ -64,6 +66,11 @@ def test_a_report_in_full():
         "predicted": PREDICTED,
         "other_cpu_share": None,
     }
+
+
+def test_the_shorter_step_that_an_epoch_ends_with_is_left_out():
+    report = speed_report(Timer(2.0, 0.5, 2.0, 0.5, short=(1, 3)), PREDICTED, **TOKENS)
+    assert (report["steps"], report["step_seconds"]) == (2, 2.0)
 
 
 @pytest.mark.parametrize(("busy", "lines"), [(1.0, 0), (4.0, 1)])
@@ -234,16 +241,27 @@ def test_a_verification_says_beforehand_how_long_it_takes(step_seconds, said, ca
         assert bool(text) == first
 
 
-def test_the_first_steps_are_said_once_with_the_finish(capsys):
+@pytest.mark.parametrize(
+    ("last_step", "said_of_the_end"),
+    [
+        (None, "100 optimizer steps are left, which alone take 0:03:20: until "),
+        (1000, "100 optimizer steps are left, which alone take 0:03:20: until "),
+        (8, "3 optimizer steps are left, which alone take 0:00:06: until "),
+        (6, "1 optimizer step is left, which alone takes 0:00:02: until "),
+        (5, "throughput "),
+    ],
+)
+def test_the_first_steps_are_said_once_with_the_finish(capsys, last_step, said_of_the_end):
     timer = Steps(*[2.0] * 99)
-    callback = SaysSpeed(timer, PREDICTED, timed_steps=3, **TOKENS)
+    callback = SaysSpeed(timer, PREDICTED, timed_steps=3, last_step=last_step, **TOKENS)
     for step in range(1, 20):
         timer.end()
         state = TrainerState(global_step=step, max_steps=105, is_world_process_zero=True)
         callback.on_step_end(ANY, state, TrainerControl())
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("3 steps, standard error 0.00%")
-    assert said[-1].startswith("100 optimizer steps are left, which alone take 0:03:20: until ")
+    last = next(line for line in reversed(said) if not line.startswith("MFU"))
+    assert last.startswith(said_of_the_end)
 
 
 def test_it_is_kept_as_json(tmp_path):

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ folder = Path(sys.argv[-2])
 
 def tell(**event):
     with (folder / "events.jsonl").open("a") as stream:
-        stream.write(json.dumps(event) + "\\n")
+        stream.write(json.dumps(event | dict(time=time.time())) + "\\n")
 
 def fail(rank, outcome, cause, when):
     failure = dict(outcome=outcome, cause=cause, time=when, log=f"rank{{rank}}.log")
@@ -228,7 +229,11 @@ def test_only_a_compiled_probe_can_fail_to_compile(play, compiles, outcome):
 
 def test_a_failure_is_of_the_probe_that_begins_while_it_is_looked_at(play, tmp_path, monkeypatch):
     def fails(directory, hardware):
-        begins = {"kind": "start", "probe": dataclasses.asdict(a_probe(micro_batch_size=7))}
+        begins = {
+            "kind": "start",
+            "time": 0.0,
+            "probe": dataclasses.asdict(a_probe(micro_batch_size=7)),
+        }
         (tmp_path / "events.jsonl").write_text(json.dumps(begins) + "\n")
         figures = dict.fromkeys(("requested_bytes", "free_bytes"))
         return {"outcome": "crashed", "cause": "", "transient": True, "log": "", **figures}
@@ -236,6 +241,23 @@ def test_a_failure_is_of_the_probe_that_begins_while_it_is_looked_at(play, tmp_p
     monkeypatch.setattr(launch, "first_failure", fails)
     [result] = play("time.sleep(60)").results
     assert (result.outcome, result.probe.micro_batch_size) == (Outcome.CRASHED, 7)
+
+
+def test_a_probe_that_is_noticed_late_has_begun_before(play, monkeypatch):
+    def stalls(directory, hardware):
+        if (directory / "request.json").exists():
+            time.sleep(3.0)
+
+    monkeypatch.setattr(launch, "first_failure", stalls)
+    readies = []
+    began = time.monotonic()
+    end = play(
+        'tell(kind="start", probe=PROBE); tell(kind="done")',
+        on_ready=lambda: readies.append(time.monotonic()),
+    )
+    [ready] = readies
+    assert end.start_wait_seconds < ready - began + 2.5
+    assert end.start_seconds > 0
 
 
 def test_a_failure_after_an_answered_probe_is_not_laid_to_it(play):

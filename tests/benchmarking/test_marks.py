@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from transformers import TrainerState
 
 from academic_pretraining.benchmarking.checkpoints import MARK, choose
 from academic_pretraining.benchmarking.marks import MarksCheckpoints
@@ -54,3 +55,11 @@ def test_what_is_about_to_be_written_over_is_not_whole(save, tmp_path, event):
     chosen = choose(tmp_path, resume=True)
     assert chosen is not None
     assert chosen.step == 12
+
+
+def test_a_resumed_training_saves_as_often_as_it_is_told_now():
+    # As the Trainer has read it off a checkpoint.
+    state = TrainerState(max_steps=100, save_steps=1000, logging_steps=7)
+    asked: Any = SimpleNamespace(save_steps=0.25, logging_steps=7, eval_steps=None)
+    MarksCheckpoints().on_train_begin(asked, state, SAVES_NOT)
+    assert (state.save_steps, state.logging_steps) == (25, 7)

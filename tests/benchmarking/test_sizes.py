@@ -62,6 +62,9 @@ def test_where_compilation_may_not_pay_the_faster_of_both_wins(device, compiled_
     assert failed in ([], compiled[-1:])
     # Beaten where the eager one is fastest, it is tried at larger sizes only.
     compiled_sizes = [history[i].probe.micro_batch_size for i in compiled]
+    if history[compiled[0]].outcome is Outcome.OUT_OF_MEMORY:
+        # By a smaller one it may be turned round still.
+        del compiled_sizes[0]
     assert best.probe.compile or failed or compiled_sizes == sorted(compiled_sizes)
 
 
@@ -94,7 +97,7 @@ def test_compiled_code_that_does_not_fit_is_given_up():
     config = config_on(sharding=Sharding.ZERO_3)
     history = search(config, Device(compiled_share=3.0))
     last = history[-1]
-    assert (last.probe.micro_batch_size, last.probe.compile) == (64, True)
+    assert (last.probe.micro_batch_size, last.probe.compile) == (32, True)
     assert last.outcome is Outcome.OUT_OF_MEMORY
     assert best_size(config, history) == 64
 

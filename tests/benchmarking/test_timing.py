@@ -264,3 +264,19 @@ def test_a_run_that_has_lasted_long_enough_ends_with_its_epoch(
     trainer = train(tmp_path, timer, 18, epochs=3, callbacks=[clock, enough])
     # Five steps an epoch, of which the first one does not count.
     assert trainer.state.global_step == steps
+
+
+@pytest.mark.parametrize("event", ["on_save", "on_evaluate"])
+def test_what_is_done_beside_steps_is_in_none(tmp_path, event):
+    timer = StepTimer(cuda=False, warm_up_steps=0)
+
+    class Beside(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                # As the Trainer does after the step has ended.
+                time.sleep(NAP)
+                getattr(timer, event)(args, state, control)
+
+    train(tmp_path, timer, 24, callbacks=[Beside()])
+    # The first of the epoch is none, and neither is the fourth.
+    assert len(timer.samples()) == 4

@@ -4,8 +4,12 @@ from typing import Any
 import pytest
 
 from academic_pretraining.cores import allowed_cores
-from academic_pretraining.errors import InvalidConfigError
-from experiments.launcher import LauncherOptions, refuse_other_workers
+from academic_pretraining.errors import (
+    HardwareMismatchError,
+    InvalidConfigError,
+    InvalidFileError,
+)
+from experiments.launcher import LauncherOptions, refuse_other_gpu, refuse_other_workers
 
 SETTING = {"hardware": {"num_nodes": 2, "gpus_per_node": 4, "gpu_type": "h200"}}
 FIELDS = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 8}
@@ -60,4 +64,42 @@ def test_other_numbers_are_refused_with_the_batch_that_would_train(number, field
         "args.json was exported for 2 x 4 workers (nodes x GPUs in each), a batch of "
         f"{batches[0]}, but {number} would train, with a batch of {batches[1]}: start 8, with "
         "--launcher.hostnames and --launcher.workers-per-host, or export it for what is here"
+    )
+
+
+def test_variables_are_read_off_their_file(tmp_path):
+    file = tmp_path / "e.env"
+    file.write_text("# of the cluster\nexport A=1\n\n  B=x=y z\nC='a b'\nD=\n")
+    assert LauncherOptions(env_file=str(file)).variables() == {
+        "A": "1",
+        "B": "x=y z",
+        "C": "a b",
+        "D": "",
+    }
+    assert LauncherOptions().variables() == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"A=1\nmodule load cuda\n", "e.env sets no variable in line 2: write NAME=VALUE"),
+        (b"1A=1", "e.env sets no variable in line 1: write NAME=VALUE"),
+        (b"\xff", "e.env cannot be read"),
+    ],
+)
+def test_a_file_that_sets_no_variables_is_refused_beforehand(tmp_path, text, said):
+    file = tmp_path / "e.env"
+    file.write_bytes(text)
+    with pytest.raises(InvalidFileError, match=said):
+        LauncherOptions(env_file=str(file)).check()
+
+
+def test_another_gpu_than_exported_for_is_refused():
+    refuse_other_gpu("NVIDIA H200", SETTING, source=Path("args.json"))
+    refuse_other_gpu("a GPU of tomorrow", {}, source=Path("args.json"))
+    with pytest.raises(HardwareMismatchError) as caught:
+        refuse_other_gpu("NVIDIA L40S", SETTING, source=Path("args.json"))
+    assert str(caught.value) == (
+        "args.json was exported for h200, but a worker runs on l40s: export it for what is "
+        "here, or ask for nodes with that GPU"
     )

@@ -123,7 +123,9 @@ def test_what_is_waited_for_does_not_count_as_a_settings_time(clock, configs, ca
     progress.starts(1, 2, 2, configs[0])
     clock[0] += 1
     progress.waits("another measurement is using a GPU: waiting for its end")
-    clock[0] += 1000
+    clock[0] += 900
+    progress.waits("another one is using the next GPU")
+    clock[0] += 100
     progress.probes(dataclasses.replace(PROBE, compile=False))
     clock[0] += 9
     progress.ends(configs[0], record_of(step=3.0), "")
@@ -133,6 +135,7 @@ def test_what_is_waited_for_does_not_count_as_a_settings_time(clock, configs, ca
     progress.ends(configs[1], None, "no device")
     assert capsys.readouterr().err.splitlines()[2:] == [
         "         1 s  another measurement is using a GPU: waiting for its end",
+        "         1 s  another one is using the next GPU",
         "         1 s  timing at micro-batch 4",
         "        10 s  3 s a step at 16 x 32",
         f"[2/2] {configs[1].method.label}, about 10 s left, best so far 3 s a step "

@@ -196,7 +196,7 @@ def test_what_the_system_refuses_a_training_is_said_in_a_line(tmp_path, monkeypa
     [
         ("benchmark.py", "what was measured is kept, run the same command to go on"),
         ("verify.py", "nothing is kept, run the same command to begin again"),
-        ("training.py", "--resume goes on from the last checkpoint"),
+        ("training.py", "--resume goes on from the last checkpoint, where there is one"),
     ],
 )
 def test_an_interruption_says_what_is_kept(tmp_path, monkeypatch, script, said):

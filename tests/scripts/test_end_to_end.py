@@ -160,7 +160,7 @@ def test_a_training_tells_its_speed(exported, monkeypatch):
     assert "Traceback" not in answer.err
     # After the first eight that are timed, and in the end.
     assert re.findall(r"(\d+) steps, standard error", answer.out) == ["8", "9"]
-    assert "142,990 optimizer steps are left, which alone take" in answer.out
+    assert "1 optimizer step is left, which alone takes" in answer.out
     assert "Launching" not in answer.out + answer.err
     speed = json.loads((cli.folder / "run" / "speed.json").read_text())
     assert list(speed) == [

@@ -139,6 +139,26 @@ def unmark(checkpoint: Path) -> None:
         (checkpoint / name).unlink(missing_ok=True)
 
 
+def refuse_lost_states(checkpoint: Path) -> None:
+    """Refuse to go on without the states of optimizer and schedule.
+
+    The Trainer would begin them anew without a word. DeepSpeed itself looks for what it wrote.
+
+    Raises:
+        InvalidFileError: the checkpoint lacks one of them.
+    """
+    # FSDP writes a folder, `optimizer_0`, and all else `optimizer.pt`.
+    for name, pattern in (("optimizer", "optimizer*"), ("learning-rate schedule", "scheduler.pt")):
+        if not any(checkpoint.glob(pattern)):
+            why = "with save_only_model or by another way of sharding"
+            if any(checkpoint.glob("global_step*")):
+                why = "by DeepSpeed"
+            raise InvalidFileError(
+                f"{checkpoint} lacks the state of the {name}, for it was saved {why}: go on with "
+                "the arguments that it was saved with, or begin again in another folder"
+            )
+
+
 def refuse_lost_weights(checkpoint: Path, model: "PreTrainedModel") -> None:
     """Refuse to go on with weights as they were drawn, of which the Trainer only logs a warning.
 

@@ -84,11 +84,15 @@ def _report(
 
 
 def _slowest(ranks: list[list[StepSample]]) -> list[float]:
-    """Take each step as its slowest rank had it; fp16 overflows are left out."""
+    """Take each step as its slowest rank had it.
+
+    Left out are fp16 overflows, and the shorter step that an epoch ends with.
+    """
+    whole = max((sample.accumulation for sample in ranks[0]), default=0)
     return [
         max(sample.seconds for sample in step)
         for step in zip(*ranks, strict=True)
-        if not any(sample.skipped for sample in step)
+        if not any(sample.skipped or sample.accumulation < whole for sample in step)
     ]
 
 
@@ -160,6 +164,7 @@ class SaysSpeed(TrainerCallback):
         timer: of this rank; it must come before this callback.
         predicted, units_per_step, unit: as for `speed_report`.
         timed_steps: after how many.
+        last_step: the last optimizer step, where the training ends before its schedule.
     """
 
     def __init__(
@@ -170,10 +175,12 @@ class SaysSpeed(TrainerCallback):
         units_per_step: int,
         unit: str,
         timed_steps: int = 8,
+        last_step: int | None = None,
     ) -> None:
         self._timer, self._predicted = timer, predicted
         self._how = (units_per_step, unit)
         self._left = timer.warm_up_steps + timed_steps
+        self._last_step = last_step
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Print after the step that was waited for."""
@@ -182,8 +189,9 @@ class SaysSpeed(TrainerCallback):
             return
         report = _report([_own(self._timer)], self._predicted, *self._how)
         _say(comparison_text(report))
-        if report["steps"]:
-            _say(finish_text(report["step_seconds"], state.max_steps - state.global_step))
+        left = min(state.max_steps, self._last_step or state.max_steps) - state.global_step
+        if report["steps"] and left > 0:
+            _say(finish_text(report["step_seconds"], left))
 
 
 def _say(text: str) -> None:
@@ -195,7 +203,10 @@ def finish_text(step_seconds: float, steps: int) -> str:
     """Say when so many optimizer steps will be over, from now."""
     left = datetime.timedelta(seconds=round(steps * step_seconds))
     end = f"{datetime.datetime.now().astimezone() + left:%Y-%m-%d %H:%M %Z}"
-    return f"{steps:,} optimizer steps are left, which alone take {left}: until {end}"
+    are_left = "1 optimizer step is left, which alone takes"
+    if steps > 1:
+        are_left = f"{steps:,} optimizer steps are left, which alone take"
+    return f"{are_left} {left}: until {end}"
 
 
 def outlook(step_seconds: float, warm_up_steps: int, limit_seconds: float) -> str:

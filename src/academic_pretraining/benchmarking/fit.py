@@ -84,7 +84,8 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
         seconds = statistics.fmean(groups[longest]) * accumulation / longest
         # With nothing to tell a from b, whole steps scale as they are.
         divided = line is not None and line.slope > 0
-        slope = line.slope if line and divided else seconds / accumulation
+        # A line through shorter steps may pass a micro-batch for more than its share.
+        slope = min(line.slope if line and divided else math.inf, seconds / accumulation)
         return StepTime(
             seconds=seconds,
             standard_error_seconds=seconds * noise / math.sqrt(len(groups[longest])),

@@ -173,6 +173,7 @@ def _watch(
     asked: float | None = None
     probe: Probe | None = None
     warm = False
+    looked = began
     while True:
         # Both before the events, which may be newer: a failure's own probe has begun by then.
         exited = launched.process.poll() is not None
@@ -193,8 +194,12 @@ def _watch(
                 case "start":
                     data = event["probe"]
                     if probe is None and not end.results and asked is not None:
-                        end.start_seconds += time.monotonic() - asked
-                        end.start_wait_seconds += time.monotonic() - asked
+                        # Noticed late, but after the last look: another node's clock may be wrong.
+                        now = time.monotonic()
+                        late = max(0.0, time.time() - event["time"])
+                        late = min(late, now - max(looked, asked))
+                        end.start_seconds += now - late - asked
+                        end.start_wait_seconds += now - late - asked
                     probe = Probe(**{**data, "purpose": Purpose(data["purpose"])})
                     deadline = time.monotonic() + probe.deadline_seconds
                     warm = False
@@ -211,6 +216,7 @@ def _watch(
                 case "done":
                     end.finished = True
                     return end
+        looked = time.monotonic()
         # Without a folder nobody will be heard of any more.
         if failure or exited or not directory.exists():
             end.results.append(failed(probe, directory, failure))

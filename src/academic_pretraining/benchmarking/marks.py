@@ -12,6 +12,10 @@ from academic_pretraining.benchmarking.checkpoints import mark, unmark
 class MarksCheckpoints(TrainerCallback):
     """Marks a checkpoint when it is whole; `checkpoints.choose` goes by it."""
 
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Save and log as often as these arguments say, and not those of the checkpoint."""
+        state.compute_steps(args, state.max_steps)
+
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Take the mark away from one that is about to be written over."""
         self._unmark(args, state, control)

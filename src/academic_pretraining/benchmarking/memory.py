@@ -71,6 +71,10 @@ def next_ramp_size(
         # No peak grows faster than the size.
         certain = largest * limit / line.peak
         confirming = [s for s in confirming if s <= max(_FAR * largest, certain)]
+        if not confirming and fitting > largest and config.compiles:
+            # Of states that take most of the device: with a third peak it is known what is left
+            # for larger sizes, compiled.
+            confirming = [fitting]
     return max(confirming, default=None)
 
 

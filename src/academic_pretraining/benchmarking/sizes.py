@@ -54,11 +54,14 @@ def wanted_timing(
         ]
         if best and all(r.probe.purpose is not Purpose.TIMING for r in alike):
             return best.probe.micro_batch_size, compiles
-        fastest = fastest_timing(config, [r for r in (best, best_timing(config, alike)) if r])
+        own = best_timing(config, alike)
+        fastest = fastest_timing(config, [r for r in (best, own) if r])
         size = _next_timing(config, plans, effort, alike, compiles=compiles)
         # Where the other one is faster, a larger size may still turn that round: compiled code
-        # takes less memory.
-        beaten_at = best.probe.micro_batch_size if best and fastest is best else 0
+        # takes less memory. Where it took more at once, one smaller size is tried, too.
+        tried = sum(r.probe.purpose is Purpose.TIMING for r in alike)
+        is_known = own is not None or tried > 1
+        beaten_at = best.probe.micro_batch_size if best and is_known and fastest is best else 0
         if size is not None and size > beaten_at:
             return size, compiles
         best = fastest

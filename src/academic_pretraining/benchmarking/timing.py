@@ -104,6 +104,14 @@ class StepTimer(TrainerCallback):
             self._steps.append(self._current)
         self._current = _Step(start=now) if number < self.last_step else None
 
+    def on_save(self, args, state, control, **kwargs) -> None:
+        """Leave out the step that has begun before a checkpoint was written."""
+        self.leave_out_current()
+
+    def on_evaluate(self, args, state, control, **kwargs) -> None:
+        """Likewise before an evaluation."""
+        self.leave_out_current()
+
     def leave_out_current(self) -> None:
         """Do not time the step that has just begun: something else is disturbing it."""
         self._current = None
