@@ -222,6 +222,19 @@ def test_what_is_apart_by_less_than_is_known_leads_together():
         leaders(results, ONE, "pythia-160m")
 
 
+def test_no_limited_result_leads_for_one_that_did_not_fit():
+    limits = {"limits": {"micro_batch_sizes": [1]}, "key": "limited"}
+    one, two = (Method(free_lunch=True, sharding=s) for s in (Sharding.ZERO_1, Sharding.ZERO_2))
+    records = [
+        kept_record(one, measurement=OUT_OF_MEMORY, at=1.0),
+        kept_record(one, seconds=2.0, at=2.0) | limits,
+        kept_record(two, seconds=2.01, at=3.0),
+    ]
+    for also in ((), ("limited",)):
+        led = leaders(frame(records, also=also), TWO, "pythia-160m")
+        assert led["step_seconds"].to_list() == [2.01]
+
+
 def test_of_a_setting_only_the_result_that_counts_leads():
     limited = kept_record(seconds=2.0, at=3.0) | {"limits": {"timing_seconds": 1}, "key": "limited"}
     results = frame([kept_record(seconds=2.01, at=1.0), limited], also={"limited"})

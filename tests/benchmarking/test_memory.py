@@ -332,3 +332,16 @@ def fits(config: TrainingConfig, device: Device, size: int, *, compiled: bool) -
 def seconds(config: TrainingConfig, device: Device, size: int, compiled: bool) -> float:
     accumulation = config.plan_at(size).gradient_accumulation_steps
     return accumulation * device.micro_step_seconds(size, compiled=compiled)
+
+
+@pytest.mark.parametrize(("static", "each"), [(57, 1.41), (60, 1.5)])
+def test_of_states_that_take_most_a_third_peak_is_looked_at(static, each):
+    device = Device(
+        memory=80 * GIB,
+        static=static * GIB,
+        per_example=each * GIB,
+        compiled_share=0.5,
+    )
+    told = story(search(config_on(FREE_LUNCH), device)).split()
+    assert told[:3] == ["m1", "m4", "m8"]
+    assert "c16" in told

@@ -102,6 +102,23 @@ def test_compiled_code_that_does_not_fit_is_given_up():
     assert best_size(config, history) == 64
 
 
+@pytest.mark.parametrize("takes_more", [{"compiled_share": 1.1}, {"compiled_held": 1.3}])
+def test_compiled_code_that_takes_more_is_tried_at_a_smaller_size(takes_more):
+    config = config_on(sharding=Sharding.ZERO_3)
+    device = Device(
+        memory=80 * GIB,
+        static=10 * GIB,
+        per_example=2 * GIB,
+        compiled_time=0.6,
+        **({"compiled_share": 0.9} | takes_more),
+    )
+    history = search(config, device)
+    assert story(history) == "m1 m4 m16 t32 t16 c32! c16 c8"
+    best = best_timing(config, history)
+    assert best is not None
+    assert (best.probe.micro_batch_size, best.probe.compile) == (16, True)
+
+
 def test_where_compilation_fails_it_is_done_without():
     config = config_on(sharding=Sharding.ZERO_3)
     history = search(config, Device(compile_fails_at=(64,)))

@@ -172,6 +172,10 @@ READERS = {
     "to_training_arguments": (
         *("to_training_arguments.py", "--output", "args.json", *ON_A100, "--optimal"),
     ),
+    "to_training_arguments of flags": (
+        *("to_training_arguments.py", "--output", "args.json", *ON_A100, "--free-lunch"),
+        *("--micro-batch-size", 8, "--gradient-accumulation-steps", 64),
+    ),
 }
 ON_TWO = Hardware(num_nodes=1, gpus_per_node=2, gpu_type="a100")
 
