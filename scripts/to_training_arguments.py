@@ -109,7 +109,6 @@ def main(
     )
     if predicted:
         line += f", predicted {predicted['step_seconds']:.4g} s a step"
-    if predicted:
         say_other_versions(of_method(frame(measured), method) if winner is None else winner)
     print(one_line(line))
     if config.compiles_layers_apart and read_json(output).get("torch_compile"):

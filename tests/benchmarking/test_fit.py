@@ -149,7 +149,7 @@ def test_the_real_step_answers_for_itself_where_it_was_run(groups):
     assert (fitted.degrees_of_freedom, fitted.extrapolated) == (len(samples) - len(groups), False)
     divided = fitted.micro_step_seconds * real + fitted.overhead_seconds
     assert divided == pytest.approx(fitted.seconds)
-    assert fitted.overhead_seconds >= -1e-9
+    assert fitted.overhead_seconds >= 0
     if 0 < farther.micro_step_seconds < fitted.seconds / real:
         assert fitted.micro_step_seconds == farther.micro_step_seconds
 

@@ -82,17 +82,17 @@ def fit_step_time(samples: Sequence[StepSample], accumulation: int) -> StepTime:
     line = _line(groups) if len(groups) > 1 else None
     if line is None or accumulation == longest:
         seconds = statistics.fmean(groups[longest]) * accumulation / longest
-        # With nothing to tell a from b, whole steps scale as they are.
-        divided = line is not None and line.slope > 0
-        # A line through shorter steps may pass a micro-batch for more than its share.
-        slope = min(line.slope if line and divided else math.inf, seconds / accumulation)
+        # With nothing to tell a from b, whole steps scale as they are; so they do where the line
+        # through shorter ones has a micro-batch take no time, or more than its share.
+        share = seconds / accumulation
+        slope = line.slope if line and 0 < line.slope < share else share
         return StepTime(
             seconds=seconds,
             standard_error_seconds=seconds * noise / math.sqrt(len(groups[longest])),
             degrees_of_freedom=freedom,
             spread=spread,
             micro_step_seconds=slope,
-            overhead_seconds=seconds - slope * accumulation if divided else 0.0,
+            overhead_seconds=seconds - slope * accumulation if slope < share else 0.0,
             extrapolated=extrapolated,
         )
     return StepTime(
