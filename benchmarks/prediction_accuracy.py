@@ -27,7 +27,7 @@ import polars as pl
 from academic_pretraining.errors import DeviceBusyError
 from academic_pretraining.gpus import detect_hardware
 from academic_pretraining.occupancy import PATIENCE_SECONDS, gpus_alone
-from academic_pretraining.results import frame, method_of, select
+from academic_pretraining.results import CURRENT, frame, method_of, select
 from experiments.command_line import workspace_dir
 from experiments.workspace import read_records
 
@@ -80,11 +80,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 def settings() -> list[dict[str, Any]]:
     """List what was measured on hardware like this machine's, the quickest step first."""
     workspace = workspace_dir(os.environ)
-    results = frame(read_records(workspace)[0]).filter(
-        # Others are exported without a prediction.
-        *("current_recipe", "current_arguments", "current_libraries"),
-        outcome="measured",
-    )
+    # Others are exported without a prediction.
+    chosen = (*CURRENT, "current_libraries")
+    results = frame(read_records(workspace)[0]).filter(*chosen, outcome="measured")
     hardware = detect_hardware(os.environ)
     parts = [select(results, hardware, model) for model in results["model"].unique().sort()]
     return pl.concat(parts or [results]).sort("step_seconds").to_dicts()

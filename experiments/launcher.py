@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from academic_pretraining.benchmarking.storage import read_finite
 from academic_pretraining.cores import allowed_cores
 from academic_pretraining.errors import (
     HardwareMismatchError,
@@ -80,7 +81,7 @@ class LauncherOptions:
         if self.env_file is None:
             return {}
         try:
-            lines = Path(self.env_file).read_text(encoding="utf-8").splitlines()
+            lines = read_finite(Path(self.env_file), "environment").splitlines()
         except (OSError, ValueError) as error:
             raise InvalidFileError(
                 f"--launcher.env-file {self.env_file} cannot be read ({error}): name another"

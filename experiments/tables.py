@@ -14,7 +14,7 @@ from rich.table import Table
 
 from academic_pretraining.analytic import hardware_flops
 from academic_pretraining.errors import one_line
-from academic_pretraining.results import method_of
+from academic_pretraining.results import CURRENT, method_of
 from experiments.report import seconds
 
 # A method's name takes three lines then, rather than four or more.
@@ -55,7 +55,7 @@ def print_results(rows: pl.DataFrame, width: int | None, *, detail: bool = False
 
 def faster_with_limits(rows: pl.DataFrame) -> Iterator[str]:
     """Say which results with limits are faster than the one without, that is chosen from."""
-    current = rows.filter("current_recipe", "current_arguments", "current_libraries")
+    current = rows.filter(*CURRENT, "current_libraries")
     whole = {method_of(row): row for row in current.filter(limits="").iter_rows(named=True)}
     limited = current.filter(pl.col("limits") != "", outcome="measured").sort("step_seconds")
     for row in limited.iter_rows(named=True):

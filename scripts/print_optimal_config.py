@@ -84,7 +84,7 @@ def main(
             "--save-seconds is of checkpoints: give --save-every-steps with it"
         )
 
-    from academic_pretraining.results import leaders
+    from academic_pretraining.results import CURRENT, leaders
     from experiments.remarks import as_fast_as
 
     hardware = Hardware(num_nodes=num_nodes, gpus_per_node=gpus_per_node, gpu_type=gpu_type)
@@ -92,9 +92,7 @@ def main(
     best = leaders(found, hardware, model, same_numerics=numerics == "reference")
     row = best.head(1)
     plan = None if habits == Habits() else _schedule(habits, row.row(0, named=True), save_seconds)
-    others = found.filter(
-        "current_recipe", "current_arguments", outcome="measured", current_libraries=False
-    )
+    others = found.filter(*CURRENT, outcome="measured", current_libraries=False)
     if not others.is_empty():
         say(f"{len(others)} results of other library versions are left out")
     say_other_versions(row)

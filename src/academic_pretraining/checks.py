@@ -9,9 +9,8 @@ import polars as pl
 
 from academic_pretraining.errors import ILL_SHAPED
 from academic_pretraining.gpus import Hardware
-from academic_pretraining.methods import Method
 from academic_pretraining.records import LARGEST_FIGURE, Measurement, Timing
-from academic_pretraining.results import SCHEMA
+from academic_pretraining.results import SCHEMA, SETTING
 from academic_pretraining.rows import row_of
 
 
@@ -45,11 +44,10 @@ _OF_COLUMN = {name: _KINDS[kind] for name, kind in SCHEMA.items()}
 _MOST_OF_COLUMN = {
     name: 2**63 if kind == pl.Int64 else LARGEST_FIGURE for name, kind in SCHEMA.items()
 }
-_SETTING = (*(f.name for f in fields(Hardware)), "model", *(f.name for f in fields(Method)))
 
 
 def _check_figures(row: dict[str, Any]) -> None:
-    for name in _SETTING:
+    for name in SETTING:
         if row.get(name) is None:
             raise TypeError(f"{name} is missing")
     for name, value in row.items():

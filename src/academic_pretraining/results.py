@@ -68,17 +68,21 @@ SCHEMA = pl.Schema(
 )
 
 _WHERE = ["num_nodes", "gpus_per_node", "gpu_type", "model"]
-_SETTING = [
+SETTING = [
     *_WHERE,
     "free_lunch",
     "activation_checkpointing",
     "sharding",
     "offloading",
 ]
-_CURRENT = ["current_recipe", "current_arguments"]
+"""Columns that name a setting."""
+
+CURRENT = ["current_recipe", "current_arguments"]
+"""Columns that say whether a result is one of this version of the toolkit."""
+
 _BEST_LAST = ("current_libraries", *ORDER)
 # Of rows sorted by that, the one of each setting that stands for it.
-_counts = pl.struct(*_SETTING, *_CURRENT).is_last_distinct()
+_counts = pl.struct(*SETTING, *CURRENT).is_last_distinct()
 
 training_days = (pl.col("step_seconds") * pl.col("max_steps") / SECONDS_PER_DAY).alias(
     "training_days"
@@ -191,7 +195,7 @@ def _ranked(
 ) -> pl.DataFrame:
     """Sort the settings that may be chosen, the fastest first; of each the result that counts."""
     # Of each setting `frame` may have been asked for further ones.
-    rows = select(results, hardware, model).filter(*_CURRENT)
+    rows = select(results, hardware, model).filter(*CURRENT)
     rows = rows.sort(*_BEST_LAST, maintain_order=True).filter(_counts, outcome="measured")
     if not rows.is_empty():
         rows = rows.filter(current_libraries=True)

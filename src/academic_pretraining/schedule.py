@@ -145,44 +145,66 @@ def whole_run(
             )
         saving = math.ceil(max_steps / habits.save_every_steps) * save_seconds
     work = steps + evaluation + saving
+    jobs, repeated = 1, 0.0
+    again = restart_seconds + (save_seconds or 0.0)
     limit = 3600 * (habits.time_limit_hours or math.inf)
-    if work + restart_seconds <= limit or not habits.save_every_steps or save_seconds is None:
-        return Schedule(
-            step_seconds=steps,
-            evaluation_seconds=evaluation,
-            saving_seconds=saving,
-            restart_seconds=restart_seconds,
-            repeated_seconds=0.0,
-            jobs=1,
+    if work + restart_seconds > limit and habits.save_every_steps and save_seconds is not None:
+        jobs, repeated = _in_jobs(
+            limit,
+            max_steps=max_steps,
+            step_seconds=(steps + evaluation) / max_steps,
+            save_every_steps=habits.save_every_steps,
+            save_seconds=save_seconds,
+            begins=(restart_seconds, again),
         )
-    again = restart_seconds + save_seconds
-    step = (steps + evaluation) / max_steps
-    interval = habits.save_every_steps * step + save_seconds
-    first, each = (max(0.0, (limit - begins) // interval) for begins in (restart_seconds, again))
-    # The last job goes on past its last interval, and needs a checkpoint at its end alone.
-    beyond = max(0.0, (limit - again - each * interval - save_seconds) / step)
-    last = each * habits.save_every_steps + min(beyond, habits.save_every_steps)
-    left = max_steps - first * habits.save_every_steps
-    if not first or (not each and left > last):
-        begins = again if first else restart_seconds
-        steps_to_it = min(habits.save_every_steps, max_steps)
-        raise InvalidConfigError(
-            f"a job of {habits.time_limit_hours:g} h ends before its first checkpoint after "
-            f"{begins + steps_to_it * step + save_seconds:,.0f} s: allow more time, or save more "
-            "often"
-        )
-    between = math.ceil(max(0.0, left - last) / (each * habits.save_every_steps)) if each else 0
     return Schedule(
         step_seconds=steps,
         evaluation_seconds=evaluation,
         saving_seconds=saving,
-        restart_seconds=restart_seconds + (1 + between) * again,
-        repeated_seconds=limit
-        - restart_seconds
-        - first * interval
-        + between * (limit - again - each * interval),
-        jobs=2 + between,
+        restart_seconds=restart_seconds + (jobs - 1) * again,
+        repeated_seconds=repeated,
+        jobs=jobs,
     )
+
+
+def _in_jobs(
+    limit: float,
+    *,
+    max_steps: int,
+    step_seconds: float,
+    save_every_steps: int,
+    save_seconds: float,
+    begins: tuple[float, float],
+) -> tuple[int, float]:
+    """Divide what takes longer than one job; give the jobs, and the seconds that they repeat.
+
+    Args:
+        limit: seconds of a job.
+        max_steps: optimizer steps of the whole training.
+        step_seconds: one of them, with its share of evaluations.
+        save_every_steps: optimizer steps between checkpoints.
+        save_seconds: one checkpoint.
+        begins: seconds before the steps, of the first job and of each other one.
+
+    Raises:
+        InvalidConfigError: a job ends before it gets anywhere.
+    """
+    interval = save_every_steps * step_seconds + save_seconds
+    first, each = (max(0.0, (limit - seconds) // interval) for seconds in begins)
+    # What is left of a job's time when its last interval is over.
+    over, again_over = limit - begins[0] - first * interval, limit - begins[1] - each * interval
+    # The last job goes on then, and needs a checkpoint at its end alone.
+    beyond = max(0.0, (again_over - save_seconds) / step_seconds)
+    last = each * save_every_steps + min(beyond, save_every_steps)
+    left = max_steps - first * save_every_steps
+    if not first or (not each and left > last):
+        to_it = min(save_every_steps, max_steps) * step_seconds + save_seconds
+        raise InvalidConfigError(
+            f"a job of {limit / 3600:g} h ends before its first checkpoint after "
+            f"{begins[bool(first)] + to_it:,.0f} s: allow more time, or save more often"
+        )
+    between = math.ceil(max(0.0, left - last) / (each * save_every_steps)) if each else 0
+    return 2 + between, over + between * again_over
 
 
 def _days(seconds: float) -> str:
